@@ -1,0 +1,181 @@
+"""Frozen configurations of the models and of a training run, their presets and their published defaults.
+
+Symbols: V vocabulary, D hidden size, L layers, N oscillators, H harmonics, S sequence length.
+Every value is checked on construction, and the message gives the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from kssm.errors import BadUsage
+
+ModelName = Literal["v2", "v3"]
+Size = Literal["tiny", "small", "medium", "large"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def _require(holds: bool, reason: str) -> None:
+    if not holds:
+        raise BadUsage(reason, "correct the value and start again")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a K-SSM.
+
+    Args:
+        name: which published model the equations follow.
+        vocabulary: V, number of token ids.
+        hidden: D, width of the residual stream.
+        layers: L, number of blocks.
+        oscillators: N, phases per bank.
+        harmonics: H, order parameters Z_1..Z_H read out per bank (v3 only; 1 for v2).
+        positions: number of learned positions, the longest sequence.
+        dropout: probability in v2's embedding, bank residual and FFN; v3 has none.
+        bistable: v3 clamps u to [0.1, 10]; False is the published monostable ablation.
+        published: the published initial values and noise also in evaluation, for comparison.
+    """
+
+    name: ModelName
+    vocabulary: int
+    hidden: int
+    layers: int
+    oscillators: int
+    harmonics: int
+    positions: int
+    dropout: float
+    bistable: bool = True
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.name in ("v2", "v3"), f"model {self.name!r} is not one of v2, v3")
+        for field in ("vocabulary", "hidden", "layers", "oscillators", "harmonics", "positions"):
+            value = getattr(self, field)
+            _require(isinstance(value, int) and value >= 1, f"{field} is {value}; it counts things, so it is 1 or more")
+        _require(self.vocabulary >= 2, "a vocabulary of one token leaves nothing to predict")
+        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is a probability, and at 1 nothing passes")
+        _require(self.name != "v3" or self.dropout == 0, "v3 has no dropout; its noise is the spread of the phases")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How a run trains.
+
+    Args:
+        batch_size: sequences per micro-batch.
+        gradient_accumulation: micro-batches per optimizer step; their product is the effective batch.
+        seq_length: S, tokens per sequence.
+        max_steps: optimizer steps of the whole run.
+        warmup_steps: steps of linear warm-up.
+        lr: peak learning rate.
+        weight_decay: AdamW's decoupled decay.
+        beta1: AdamW's decay of the mean gradient.
+        beta2: AdamW's decay of the squared gradient.
+        clip: largest global gradient norm.
+        lambda_reg: weight of v3's regulariser.
+        lambda1: weight of its determinant part.
+        lambda2: weight of its log u part.
+        seed: seed of initial values, data order and noise.
+        eval_interval: steps between evaluations.
+        eval_batches: batches per evaluation.
+        save_interval: steps between checkpoints.
+        log_interval: steps between log lines.
+        keep: how many of the newest checkpoints stay, beside the best.
+    """
+
+    batch_size: int
+    gradient_accumulation: int
+    seq_length: int
+    max_steps: int
+    warmup_steps: int
+    lr: float
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    lambda_reg: float = 0.5
+    lambda1: float = 0.1
+    lambda2: float = 0.5
+    seed: int = 1337
+    eval_interval: int = 500
+    eval_batches: int = 20
+    save_interval: int = 1000
+    log_interval: int = 20
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for field in (
+            "batch_size", "gradient_accumulation", "seq_length", "max_steps", "eval_interval", "eval_batches",
+            "save_interval", "log_interval", "keep",
+        ):  # fmt: skip
+            value = getattr(self, field)
+            _require(isinstance(value, int) and value >= 1, f"{field} is {value}; it counts things, so it is 1 or more")
+        _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it cannot be negative")
+        _require(self.lr > 0, f"lr is {self.lr}; without a positive rate nothing is learned")
+        _require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; a negative one would grow the weights")
+        _require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "AdamW's betas lie in [0, 1)")
+        _require(self.clip > 0, f"clip is {self.clip}; a gradient norm limit is positive")
+        _require(self.lambda_reg >= 0, f"lambda_reg is {self.lambda_reg}; it is a weight, 0 or more")
+        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it lies in [0, 2^63)")
+
+    @property
+    def rows(self) -> int:
+        """Sequences per optimizer step, the effective batch."""
+        return self.batch_size * self.gradient_accumulation
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step trains on."""
+        return self.rows * self.seq_length
+
+
+_SHAPES: dict[ModelName, dict[Size, dict[str, int]]] = {
+    "v2": {
+        "tiny": {"hidden": 96, "layers": 3, "oscillators": 48, "positions": 512},
+        "small": {"hidden": 256, "layers": 4, "oscillators": 128, "positions": 512},
+        "medium": {"hidden": 384, "layers": 6, "oscillators": 192, "positions": 512},
+        "large": {"hidden": 512, "layers": 8, "oscillators": 256, "positions": 1024},
+    },
+    "v3": {
+        "tiny": {"hidden": 96, "layers": 3, "oscillators": 48, "harmonics": 16, "positions": 1024},
+        "small": {"hidden": 256, "layers": 4, "oscillators": 128, "harmonics": 32, "positions": 1024},
+        "medium": {"hidden": 384, "layers": 6, "oscillators": 192, "harmonics": 32, "positions": 1024},
+        "large": {"hidden": 512, "layers": 8, "oscillators": 256, "harmonics": 32, "positions": 1024},
+    },
+}
+
+_TRAINING: dict[ModelName, TrainConfig] = {
+    "v2": TrainConfig(
+        batch_size=16, gradient_accumulation=4, seq_length=256, max_steps=20_000, warmup_steps=1_000, lr=3e-4,
+        lambda_reg=0.0, save_interval=500, eval_interval=500, log_interval=25,
+    ),
+    "v3": TrainConfig(
+        batch_size=8, gradient_accumulation=8, seq_length=512, max_steps=10_000, warmup_steps=1_000, lr=4e-4,
+        beta2=0.999,
+    ),
+}  # fmt: skip
+
+# On two CPU cores the published batch takes a minute a step; tiny is for minutes, not weeks.
+_TINY: dict[str, Any] = {
+    "batch_size": 8, "gradient_accumulation": 1, "seq_length": 256, "max_steps": 2_000, "warmup_steps": 50, "lr": 4e-3,
+    "eval_interval": 100, "eval_batches": 10, "save_interval": 100, "log_interval": 10,
+}  # fmt: skip
+
+
+def model_config(name: ModelName, size: Size, vocabulary: int, **changes: Any) -> ModelConfig:
+    """The preset shape of a model, with changes by field name."""
+    shape: dict[str, Any] = {"harmonics": 1, "dropout": 0.1 if name == "v2" else 0.0, **_SHAPES[name][size], **changes}
+    return ModelConfig(name=name, vocabulary=vocabulary, **shape)
+
+
+def train_config(name: ModelName, size: Size, **changes: Any) -> TrainConfig:
+    """The preset training of a model, with changes by field name."""
+    tiny = _TINY if size == "tiny" else {}
+    return replace(_TRAINING[name], **{**tiny, **changes})
+
+
+def as_facts(config: ModelConfig | TrainConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values, as it stands in a checkpoint."""
+    return asdict(config)

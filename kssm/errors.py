@@ -1,0 +1,43 @@
+"""What can go wrong for a user of the trainers: each class knows its exit code and the next step."""
+
+from __future__ import annotations
+
+
+class KssmError(Exception):
+    """A user's mistake or a broken surrounding, told in one line.
+
+    Args:
+        what: what is wrong and where.
+        next_step: what to do next, as a sentence or a command.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, next_step: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.next_step = next_step
+
+
+class BadUsage(KssmError):
+    """A flag or a configuration that cannot work."""
+
+    exit_code = 2
+
+
+class CorpusError(KssmError):
+    """Text or token file that is missing, unreadable, empty or damaged."""
+
+
+class CheckpointError(KssmError):
+    """A checkpoint that is missing, torn or of another format."""
+
+
+class CheckpointMismatch(KssmError):
+    """A sound checkpoint of another model, configuration or corpus."""
+
+    exit_code = 2
+
+
+class Stopped(Exception):  # noqa: N818 - an answer to a request, not an error
+    """A stop was asked for while a phase other than a training step was under way."""

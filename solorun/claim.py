@@ -1,0 +1,268 @@
+"""A claimed results directory: what a supervisor and an unsupervised trainer both do around a run.
+
+Lock, refusal in plain words, run record, journal, the keeper, and at the very end the release.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from solorun import lock, process
+from solorun.errors import DirectoryProblem, directory_problem
+from solorun.keeper import Keeper
+from solorun.label import look
+from solorun.logs import LogFile
+from solorun.owner import Owner, ProcessId, Stale
+from solorun.progress import read_progress
+from solorun.record import RunRecord, State, ended, journal, new_run_id, read_record, write_record
+from solorun.refusal import refusal
+from solorun.rundir import PRIVATE
+
+
+class Claim:
+    """The right to train in one directory, with everything that is written down about the run.
+
+    Made by `claim`; `publish` names the training process; `end` writes down how it ended and lets go.
+
+    Args:
+        held: the locked directory.
+        run_id: of the new run.
+        previous: the record that the last run left.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, held: lock.DirectoryLock, run_id: str, previous: RunRecord | None, clock: Callable[[], float]
+    ) -> None:
+        self.lock = held
+        self.run_id = run_id
+        self.previous = previous
+        self.clock = clock
+        self.owner: Owner | None = None
+        self.log = LogFile(held.fd)
+        self.record: RunRecord | None = None
+        self._keeper: Keeper | None = None
+        self._on_conflict: Callable[[str], None] = lambda _reason: None
+
+    def publish(
+        self,
+        training: ProcessId,
+        argv: tuple[str, ...],
+        *,
+        supervisor: ProcessId | None,
+        adopted: bool,
+        settle: bool = True,
+    ) -> None:
+        """Put up record and label for the training process, and write the run down.
+
+        Raises:
+            Held: an old-style trainer was quicker.
+            DirectoryProblem: the directory cannot be written.
+        """
+        now = self.clock()
+        owner = Owner(
+            run_id=self.run_id,
+            process=training,
+            supervisor=supervisor,
+            adopted=adopted,
+            user=process.user_name(os.getuid()),
+            argv=argv,
+            cwd=_cwd(),
+            since=now,
+            directory=self.lock.path,
+            directory_inode=self.lock.inode,
+        )
+        try:
+            verdict = self.lock.publish(owner) or (self.lock.settle() if settle else None)
+            if verdict is not None:
+                raise refusal(Path(self.lock.path), verdict, now)
+            self.owner = owner
+            self._write_down(owner, now)
+        except OSError as error:
+            self.lock.withdraw()
+            raise directory_problem(error, "write the lock of", self.lock.path) from None
+
+    def _write_down(self, owner: Owner, now: float) -> None:
+        self._close_previous(now)
+        parent = self.previous.run_id if self.previous else None
+        self.record = RunRecord(
+            self.run_id, parent, owner.argv, owner.user, owner.process.here.host, owner.process.pid, now
+        )
+        write_record(self.lock.fd, self.record)
+        if self.lock.took_over is not None:
+            self.event("taken over", proof=self.lock.took_over.proof)
+        self.event("started", pid=owner.process.pid, user=owner.user, argv=list(owner.argv))
+
+    def _close_previous(self, now: float) -> None:
+        last = self.previous
+        if last is None or last.state != "running":
+            return
+        beat = read_progress(self.lock.fd)
+        step = beat.step if beat and beat.run_id == last.run_id else last.last_step
+        journal(self.lock.fd, last.run_id, "found dead", now, last_step=step)
+
+    def keep(self, on_conflict: Callable[[str], None]) -> None:
+        """Watch over label and directory from now on.
+
+        Args:
+            on_conflict: called once, from the keeper's thread, when the directory is lost to this run.
+        """
+        self._on_conflict = on_conflict
+        self._keeper = Keeper(self.lock, self.current_owner, self)
+        self._keeper.start()
+
+    def current_owner(self) -> Owner:
+        """Who stands in label and record."""
+        if self.owner is None:
+            raise DirectoryProblem(f"nothing was published in {self.lock.path!r}")
+        return self.owner
+
+    def restored(self) -> None:
+        """The keeper put a deleted label back."""
+        self.event("restored label")
+        self.log.write("solorun: training.lock was deleted or overwritten by hand; it has been put back")
+
+    def adopted(self, owner: Owner) -> None:
+        """The keeper saw that a trainer of this run took the label over."""
+        if self.owner is None or (self.owner.process, self.owner.adopted) != (owner.process, owner.adopted):
+            self.event("adopted", pid=owner.process.pid)
+        self.owner = owner
+
+    def conflict(self, reason: str) -> None:
+        """The keeper found that the directory is lost to this run."""
+        self.event("conflict", reason=reason)
+        self.log.write(f"solorun: CONFLICT: {reason}; this run is asked to stop with a checkpoint")
+        self._on_conflict(reason)
+
+    def relabel(self, training: ProcessId) -> bool:
+        """Name another process of this run in label and record."""
+        owner = replace(self.current_owner(), process=training)
+        done = self._keeper.relabel(owner) if self._keeper else self.lock.relabel(owner)
+        if done:
+            self.owner = owner
+        return done
+
+    def hand_back(self, before: Owner | None) -> None:
+        """Put the process that was in the label before an adoption back, if it lives (a script of several trainers)."""
+        if self._keeper is not None:
+            self._keeper.dismiss()
+        if before is not None and process.is_alive(before.process):
+            self.lock.relabel(before)
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Write an event into the journal. A journal that cannot be written must not end the run."""
+        with contextlib.suppress(OSError):
+            journal(self.lock.fd, self.run_id, name, self.clock(), **facts)
+
+    def end(
+        self,
+        state: State,
+        *,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        why: str = "",
+        announce: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """Write down how the run ended, take the label down, say so, and let go, in this order."""
+        if self._keeper is not None:
+            self._keeper.dismiss()
+        with contextlib.suppress(OSError):  # a full disk must not keep the lock
+            self._write_end(state, exit_code, signal, why)
+
+        def farewell() -> None:
+            self.log.write("Released lock")
+            announce("Released lock")
+            self.log.close()
+
+        self.lock.release(farewell)
+
+    def _write_end(self, state: State, exit_code: int | None, signal: int | None, why: str) -> None:
+        record = read_record(self.lock.fd) or self.record
+        if record is None or record.run_id != self.run_id:
+            return
+        beat = read_progress(self.lock.fd)
+        if beat is not None and beat.run_id == self.run_id and beat.phase != "starting":
+            record = replace(
+                record, first_step=beat.first_step, last_step=beat.step, total_steps=beat.total or record.total_steps
+            )
+        now = self.clock()
+        write_record(self.lock.fd, ended(record, state, now, exit_code=exit_code, signal=signal, why=why))
+        facts = {"exit_code": exit_code, "signal": signal, "last_step": record.last_step, "why": why}
+        journal(
+            self.lock.fd,
+            self.run_id,
+            "ended",
+            now,
+            state=state,
+            **{k: v for k, v in facts.items() if v not in (None, "")},
+        )
+
+
+def claim(directory: str | os.PathLike[str], clock: Callable[[], float], settle_s: float = lock.SETTLE_S) -> Claim:
+    """Lock a results directory, made if it is missing, and clear what is proven stale.
+
+    Raises:
+        Held: another run holds it; tells who, since when, at which step.
+        Refused: its owner is of another host or PID namespace, or cannot be told.
+        DirectoryProblem: it cannot be made, read or written.
+    """
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = lock.enter(path, last_run=_last_run, settle_s=settle_s)
+    except FileExistsError:
+        raise DirectoryProblem(f"{str(path)!r} is not a directory", "name a results directory, not a file") from None
+    except OSError as error:
+        raise directory_problem(error, "use", path) from None
+    if not isinstance(held, lock.DirectoryLock):
+        raise refusal(path, held, clock())
+    try:
+        _sweep(held.fd)
+        return Claim(held, new_run_id(clock()), read_record(held.fd), clock)
+    except OSError as error:
+        held.close()
+        raise directory_problem(error, "write in", path) from None
+
+
+def clear_stale(directory: Path, now: float) -> Stale | None:
+    """Clear a lock that is proven stale, by the same steps as a start; what was cleared, None when nothing was.
+
+    Raises:
+        OSError: the directory cannot be read or written.
+    """
+    if not isinstance(look(directory), Stale):
+        return None
+    entered = lock.enter(directory, last_run=_last_run, settle_s=0)
+    if not isinstance(entered, lock.DirectoryLock):
+        return None
+    found = entered.took_over
+    if found is not None:
+        with contextlib.suppress(OSError):  # a journal that cannot be written must not keep a stale lock
+            journal(entered.fd, "", "cleared stale lock", now, proof=found.proof)
+    entered.release()
+    return found
+
+
+def _last_run(directory: int) -> str | None:
+    record = read_record(directory)
+    return record.run_id if record else None
+
+
+def _sweep(directory: int) -> None:
+    """Remove private files that a killed process left; ours is the only run, so nobody is writing them."""
+    for name in os.listdir(directory):
+        if name.startswith(PRIVATE) and name.endswith(".tmp"):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=directory)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # deleted under us
+        return ""

@@ -1,0 +1,1 @@
+"""The `solorun` command: one file per verb."""

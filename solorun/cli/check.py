@@ -1,0 +1,51 @@
+"""`solorun check [DIR ...]`: is it safe to start? Clears locks that are proven stale, and says so."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+
+from solorun.cli.places import current_settings, relative, roots
+from solorun.cli.render import next_steps
+from solorun.preflight import Safe, check
+from solorun.rundir import find_results_directories
+from solorun.status import wall_clock
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this verb."""
+    parser.add_argument(
+        "directories", nargs="*", metavar="DIR", help="results directories; default: all that are known"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print one line per directory; 0 when all are safe, 4 otherwise."""
+    settings = current_settings()
+    named = roots(arguments.directories, settings)
+    if not arguments.directories:
+        named = [place.path for root in named for place in find_results_directories(root)]
+    findings = check(named, wall_clock(), settings)
+    safe = all(isinstance(finding, Safe) for finding in findings)
+    if arguments.json:
+        rows = [
+            {"directory": str(f.directory), "safe": True, "cleared": f.cleared}
+            if isinstance(f, Safe)
+            else {**f.row, "safe": False}
+            for f in findings
+        ]
+        print(json.dumps({"schema": 1, "safe": safe, "directories": rows}, indent=1))
+        return 0 if safe else 4
+    for finding in findings:
+        where = shlex.quote(relative(finding.directory))
+        if isinstance(finding, Safe):
+            print(f"safe      {where}" + (f"  (stale lock cleared: {finding.cleared})" if finding.cleared else ""))
+        else:
+            print(f"NOT SAFE  {where}  {finding.row['state']}: {finding.row['detail']}")
+            print(f"          next: {next_steps(str(finding.row['state']), where)}")
+    if not findings:
+        print("safe      no results directory is in use")
+    return 0 if safe else 4

@@ -1,0 +1,51 @@
+"""`solorun logs DIR [-f] [-n N]`: the log of a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from solorun.errors import BadUsage, directory_problem
+from solorun.logs import follow, for_terminal, last_lines
+from solorun.rundir import RunDir
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this verb."""
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on across rotation and new runs; Ctrl-C ends it"
+    )
+    parser.add_argument(
+        "-n", "--lines", type=int, default=10, metavar="N", help="last lines to show first (default 10)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the end of the log, and with -f what is appended."""
+    if arguments.lines < 0:
+        raise BadUsage("-n counts lines, 0 or more", "write, for example, -n 20")
+    directory = Path(arguments.directory)
+    if not directory.is_dir():
+        raise directory_problem(FileNotFoundError(2, "No such file or directory"), "find the directory", directory)
+    path = RunDir(directory).log
+    clean = for_terminal if sys.stdout.isatty() else str
+    try:
+        for line in last_lines(path, arguments.lines):
+            print(clean(line))
+    except FileNotFoundError:
+        if not arguments.follow:
+            print(f"no log in {directory} yet", file=sys.stderr)
+            return 1
+    except OSError as error:
+        raise directory_problem(error, "read", path) from None
+    if arguments.follow:
+        try:
+            for text in follow(path, until=lambda: False, from_end=path.exists()):
+                sys.stdout.write(clean(text))
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            return 0
+    return 0

@@ -1,0 +1,59 @@
+"""The `solorun` command: reads the command line, calls the verb, turns errors into words and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from solorun.errors import SolorunError, explain
+
+_VERBS = {
+    "check": "is it safe to start here? clears locks that are proven stale",
+    "start": "guard a command: the only run in its results directory",
+    "status": "every run: state, step, rate, time left",
+    "logs": "the log of a run; -f follows it",
+    "stop": "end a run gracefully, and prove that it ended",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command: list[str] = []
+    if "--" in words:
+        at = words.index("--")
+        words, command = words[:at], words[at + 1 :]
+    arguments = _parser(words).parse_args(words)
+    arguments.command = command
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except SolorunError as error:
+        print(f"solorun: {explain(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader left (`solorun status | head`); a second complaint at exit would only confuse.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    return code
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    from solorun import __version__
+
+    parser = argparse.ArgumentParser(prog="solorun", description="One training run at a time per results directory.")
+    parser.add_argument("--version", action="version", version=f"solorun {__version__}")
+    verbs = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, words_of_help in _VERBS.items():
+        verb = verbs.add_parser(
+            name, help=words_of_help, description=words_of_help[0].upper() + words_of_help[1:] + "."
+        )
+        # Only the verb that was typed is imported: a refusal must come at once.
+        if name in words:
+            importlib.import_module(f"solorun.cli.{name}").add_arguments(verb)
+    return parser

@@ -1,0 +1,37 @@
+"""`solorun status [DIR or ROOT ...]`: every run, read-only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from solorun.cli.places import current_settings, roots
+from solorun.cli.render import runs_table
+from solorun.process import here
+from solorun.runstate import PROBLEMS
+from solorun.status import as_row, survey, wall_clock
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this verb."""
+    parser.add_argument("places", nargs="*", metavar="DIR", help="results directories, or roots to search")
+    parser.add_argument("--json", action="store_true", help="for programs; the schema is frozen")
+    parser.add_argument("--exit-code", action="store_true", help="exit 4 when a run needs attention")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show every run; 0, or with --exit-code 4 when one needs attention."""
+    settings = current_settings()
+    now = wall_clock()
+    places = roots(arguments.places, settings)
+    found = survey(places, now, settings)
+    rows = [as_row(directory, state, evidence, now) for directory, state, evidence in found]
+    if arguments.json:
+        print(json.dumps({"schema": 1, "host": here().host, "runs": rows}, indent=1))
+    elif rows:
+        print("\n".join(runs_table(rows)))
+    else:
+        looked = ", ".join(str(place) for place in (places or settings.roots))
+        print(f"no runs found in {looked}")
+    return 4 if arguments.exit_code and any(row["state"] in PROBLEMS for row in rows) else 0

@@ -1,0 +1,105 @@
+"""Notice at once that a name in a directory changed: inotify on Linux, kqueue on macOS, else a short wait."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import sys
+from typing import Protocol
+
+POLL_S = 0.25
+_IN_CLOSE_WRITE, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_DELETE = 0x8, 0x40, 0x80, 0x200
+_IN_DELETE_SELF, _IN_MOVE_SELF = 0x400, 0x800
+_IN_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class DirectoryWatch(Protocol):
+    """Waits for changes; may wake for nothing."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when something changed, when `wake` was called, or after the timeout."""
+
+    def wake(self) -> None:
+        """Let a waiting thread go on."""
+
+    def close(self) -> None:
+        """Free the descriptors."""
+
+
+def watch(directory: int) -> DirectoryWatch:
+    """The quickest watch that this system has for an open directory."""
+    try:
+        if sys.platform == "darwin":
+            return _Kqueue(directory)
+        else:  # noqa: RET505 - a type checker follows platforms only through if and else
+            return _Inotify(directory)
+    except (OSError, AttributeError):  # no watches left, or a C library without them
+        pass
+    return _Polling()
+
+
+class _Wakeable:
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def wake(self) -> None:
+        os.write(self._write, b"x")
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class _Polling(_Wakeable):
+    def wait(self, timeout_s: float) -> None:
+        select.select([self._read], [], [], min(timeout_s, POLL_S))
+
+
+class _Inotify(_Wakeable):
+    def __init__(self, directory: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+        events = _IN_CLOSE_WRITE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
+        # By descriptor, not by path: the path may already lead elsewhere.
+        if libc.inotify_add_watch(self._fd, f"/proc/self/fd/{directory}".encode(), events) < 0:
+            os.close(self._fd)
+            raise OSError(ctypes.get_errno(), "inotify_add_watch")
+        super().__init__()
+
+    def wait(self, timeout_s: float) -> None:
+        ready, _, _ = select.select([self._fd, self._read], [], [], timeout_s)
+        if self._fd in ready:
+            os.read(self._fd, 1 << 16)
+
+    def close(self) -> None:
+        os.close(self._fd)
+        super().close()
+
+
+if sys.platform == "darwin":
+
+    class _Kqueue(_Wakeable):
+        def __init__(self, directory: int) -> None:
+            super().__init__()
+            self._queue = select.kqueue()
+            notes = select.KQ_NOTE_WRITE | select.KQ_NOTE_DELETE | select.KQ_NOTE_RENAME
+            add = select.KQ_EV_ADD | select.KQ_EV_CLEAR
+            self._queue.control(
+                [
+                    select.kevent(directory, select.KQ_FILTER_VNODE, add, notes),
+                    select.kevent(self._read, select.KQ_FILTER_READ, select.KQ_EV_ADD),
+                ],
+                0,
+            )
+
+        def wait(self, timeout_s: float) -> None:
+            self._queue.control(None, 8, timeout_s)
+
+        def close(self) -> None:
+            self._queue.close()
+            super().close()

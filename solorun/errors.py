@@ -1,0 +1,95 @@
+"""What can go wrong for a user: each class knows its exit code, each error its next step.
+
+SolorunError            1  failed
+├── BadUsage            2  wrong flag, missing argument
+├── Held                3  another run holds the directory
+├── NotSafe             4  a check found something
+├── StillRunning        5  not ended within the grace
+├── Refused             7  foreign or unknown owner, other user
+└── DirectoryProblem    1  missing, not a directory, no permission, disk full, moved away
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class SolorunError(Exception):
+    """An error a person can act on.
+
+    Args:
+        what: what is wrong and where, one line.
+        next_step: what to do next, a sentence or a command; empty when there is nothing to do.
+        evidence: what was seen, one fact per line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, next_step: str = "", evidence: tuple[str, ...] = ()) -> None:
+        super().__init__(what)
+        self.what = what
+        self.next_step = next_step
+        self.evidence = evidence
+
+
+class BadUsage(SolorunError):
+    """The command line or the settings make no sense."""
+
+    exit_code = 2
+
+
+class Held(SolorunError):
+    """Another live run holds the results directory."""
+
+    exit_code = 3
+
+
+class NotSafe(SolorunError):
+    """A pre-flight check found something that must be looked at before a start."""
+
+    exit_code = 4
+
+
+class StillRunning(SolorunError):
+    """A run did not end within the grace it was given."""
+
+    exit_code = 5
+
+
+class Refused(SolorunError):
+    """The owner is on another host, in another PID namespace, another user, or cannot be told."""
+
+    exit_code = 7
+
+
+class DirectoryProblem(SolorunError):
+    """The results directory, or a file in it, cannot be used."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some room on that disk, then start again",
+    errno.EDQUOT: "your disk quota is used up: free some room, then start again",
+    errno.EACCES: "ask its owner for write permission, or choose another results directory",
+    errno.EPERM: "ask its owner for write permission, or choose another results directory",
+    errno.EROFS: "the file system is read-only: choose another results directory",
+    errno.ENOENT: "check the path; it may have been moved or deleted",
+    errno.ENOTDIR: "name a directory, not a file",
+    errno.ELOOP: "the path goes in circles through symbolic links: correct them",
+    errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+
+
+def directory_problem(error: OSError, action: str, path: str | os.PathLike[str]) -> DirectoryProblem:
+    """The operating system's refusal as one line: action, path, reason, next step."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return DirectoryProblem(f"cannot {action} {os.fspath(path)!r}: {reason}", _ADVICE.get(error.errno or 0, ""))
+
+
+def explain(error: SolorunError) -> str:
+    """An error as a person reads it: what, what was seen, what to do next."""
+    lines = [error.what, *(f"  {fact}" for fact in error.evidence)]
+    if error.next_step:
+        lines.append(f"  next: {error.next_step}")
+    return "\n".join(lines)

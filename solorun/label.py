@@ -1,0 +1,227 @@
+"""The files of the lock, by the directory's descriptor: label and record, read, judged, written, taken away."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+import time
+
+from solorun import process
+from solorun.owner import Free, Gone, Label, Owner, Stale, Unknown, Verdict, decode_owner, judge, parse_label
+from solorun.rundir import LABEL, OWNER, PRIVATE
+
+EMPTY_GRACE_S = 0.25
+"""How long an empty or garbled label may be a writer's between creating and writing (step 3)."""
+
+_serial = itertools.count()
+
+
+def read_label(directory: int) -> Label | Unknown | None:
+    """What stands at `training.lock`, waiting a moment while an old-style writer may be between create and write."""
+    deadline = time.monotonic() + EMPTY_GRACE_S
+    while True:
+        found = _read_label_once(directory)
+        if not isinstance(found, Label) or found.pid is not None or not found.inode or time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)
+
+
+def read_owner(directory: int) -> Owner | None:
+    """The record, None when there is none that can be read (a torn one tells nothing; the label then decides)."""
+    data = _read_small(directory, OWNER)
+    try:
+        return decode_owner(data) if data else None
+    except ValueError:
+        return None
+
+
+def look(path: str | os.PathLike[str]) -> Verdict:
+    """Judge a directory without locking or changing anything.
+
+    Raises:
+        OSError: the directory is missing, is not one, or may not be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return look_at(fd)
+    finally:
+        os.close(fd)
+
+
+def look_at(directory: int) -> Verdict:
+    """The same for an open directory."""
+    return judge_directory(directory, read_owner(directory))
+
+
+def judge_directory(directory: int, owner: Owner | None) -> Verdict:
+    """The verdict over what stands in an open directory, given its record."""
+    label = read_label(directory)
+    if isinstance(label, Unknown):
+        return label
+    if label is None and owner is None:
+        return Free()
+    pid = label.pid if label and label.pid else owner.process.pid if owner else 0
+    here = process.here()
+    return judge(
+        label,
+        owner,
+        process.probe(pid) if pid else Gone(),
+        here,
+        is_copy=owner is not None and _is_copy(directory, owner),
+    )
+
+
+def _is_copy(directory: int, owner: Owner) -> bool:
+    """Whether the record tells of another directory that still exists under its own path."""
+    if os.fstat(directory).st_ino == owner.directory_inode:
+        return False
+    try:
+        return os.stat(owner.directory).st_ino == owner.directory_inode
+    except (OSError, ValueError):
+        return False
+
+
+def clear(directory: int, stale: Stale) -> bool:
+    """Remove a stale label and record. False when something else stood there by the time we reached for it."""
+    if stale.label is not None and not take_away(directory, stale.label):
+        return False
+    unlink(directory, OWNER)
+    return True
+
+
+def take_away(directory: int, judged: Label) -> bool:
+    """Remove exactly the label that was judged. False when it was gone or another one by then."""
+    # Renamed first, checked then: between judging and unlinking, a new owner may have put up a live label.
+    private = _private_name()
+    try:
+        os.rename(LABEL, private, src_dir_fd=directory, dst_dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    if not judged.inode:
+        # Not a plain file (a directory, a FIFO, a link): kept for its owner under a name that blocks nobody.
+        os.rename(
+            private, f"{LABEL}.not-a-label-{os.getpid()}-{next(_serial)}", src_dir_fd=directory, dst_dir_fd=directory
+        )
+        return True
+    same = os.stat(private, dir_fd=directory, follow_symlinks=False).st_ino == judged.inode
+    if same and _read_small(directory, private) == judged.text:
+        return unlink(directory, private)
+    with contextlib.suppress(FileExistsError):  # yet another label stands there already: theirs is the newer one
+        os.link(private, LABEL, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    unlink(directory, private)
+    return False
+
+
+def _read_label_once(directory: int) -> Label | Unknown | None:
+    try:
+        # O_NONBLOCK: a FIFO in the label's place would block for ever; O_NOFOLLOW: a link is not a label.
+        fd = os.open(LABEL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return _read_linked_label(directory, error)
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            return Label(None, b"(not a plain file)", 0, facts.st_mtime)
+        text = os.read(fd, 64)
+        return Label(parse_label(text), text, facts.st_ino, facts.st_mtime)
+    except OSError as error:
+        return Unknown(f"training.lock cannot be read: {error.strerror}")
+    finally:
+        os.close(fd)
+
+
+def _read_linked_label(directory: int, error: OSError) -> Label | Unknown:
+    if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+        return Unknown(f"training.lock cannot be read: {error.strerror}")
+    pid = parse_label(_read_small(directory, LABEL))
+    if pid is not None and not isinstance(process.probe(pid), Gone):
+        return Unknown(f"training.lock is a symbolic link to a file that names the live PID {pid}")
+    return Label(None, b"(a symbolic link)", 0, 0.0)
+
+
+def read_plain(directory: int, name: str) -> tuple[int, bytes]:
+    """Inode and first bytes of a file, (0, b"") when it is not there."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return 0, b""
+    try:
+        return os.fstat(fd).st_ino, os.read(fd, 64)
+    except OSError:
+        return 0, b""
+    finally:
+        os.close(fd)
+
+
+def inode_of(directory: int, name: str) -> int:
+    """Inode of a name, 0 when it is not there."""
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
+    except OSError:
+        return 0
+
+
+def _read_small(directory: int, name: str, limit: int = 1 << 16) -> bytes:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, limit)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def create_exclusively(directory: int, text: bytes) -> bool:
+    """Create the label where there are no hard links. False when one stands there."""
+    # File systems without hard links (exFAT, some FUSE): exclusive, though empty for a moment.
+    try:
+        fd = os.open(LABEL, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    except FileExistsError:
+        return False
+    try:
+        return os.write(fd, text) == len(text)
+    finally:
+        os.close(fd)
+
+
+def write_private(directory: int, data: bytes) -> tuple[str, int]:
+    """Write a whole file under a private name; name and inode.
+
+    Raises:
+        OSError: it cannot be written whole; nothing is left.
+    """
+    name = _private_name()
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    try:
+        written = os.write(fd, data)
+        inode = os.fstat(fd).st_ino
+    except BaseException:
+        unlink(directory, name)
+        raise
+    finally:
+        os.close(fd)
+    if written != len(data):  # a disk that fills up in the middle of a line says so only on the next write
+        unlink(directory, name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return name, inode
+
+
+def _private_name() -> str:
+    return f"{PRIVATE}{os.getpid()}.{next(_serial)}.tmp"
+
+
+def unlink(directory: int, name: str) -> bool:
+    """Remove a name. False when it was not there."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    return True

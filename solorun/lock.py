@@ -1,0 +1,371 @@
+"""The lock of a results directory. `docs/lock.md` tells the protocol; step numbers here are its numbers.
+
+Truth is an exclusive `flock` on the directory's own descriptor: no file to delete, freed by the kernel when the
+last holder dies. `training.lock` is a label for people and old tools, `training.owner.json` the identity beside it.
+Every name is opened relative to the locked descriptor, so a directory that is moved meanwhile stays the right one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from solorun import process
+from solorun.label import (
+    clear,
+    create_exclusively,
+    inode_of,
+    judge_directory,
+    read_label,
+    read_owner,
+    read_plain,
+    take_away,
+    unlink,
+    write_private,
+)
+from solorun.owner import Foreign, Free, Held, Label, Owner, ProcessId, Stale, Unknown, Verdict, encode_owner
+from solorun.rundir import LABEL, OWNER
+
+GUARD = ".solorun-guard"
+"""Locked instead of the directory where the file system cannot lock directories. Never unlinked."""
+
+SETTLE_S = 0.1
+SETTLE_AFTER_TAKEOVER_S = 0.25
+
+_CANNOT_FLOCK = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOLCK}
+_CANNOT_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The kernel says that another process holds the directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survivors:
+    """The run is over, but processes of it live and may still write."""
+
+    run_id: str
+    processes: tuple[ProcessId, ...]
+
+
+Refusal = Busy | Survivors | Held | Foreign | Unknown
+
+
+class DirectoryLock:
+    """The exclusive right to one results directory, from `enter` to `release`.
+
+    Args:
+        path: absolute path when it was locked.
+        fd: descriptor of the directory.
+        truth: descriptor that carries the flock (the same, or the guard file's).
+        took_over: what was cleared away to get in, None when nothing was.
+        settle_s: how long an old-style trainer may still be between its check and its write.
+    """
+
+    def __init__(
+        self, path: str, fd: int, truth: int, took_over: Stale | None = None, settle_s: float = SETTLE_S
+    ) -> None:
+        self.path = path
+        self.fd = fd
+        self.truth = truth
+        self.took_over = took_over
+        self.settle_s = settle_s
+        self.identity = _identity(os.fstat(fd))
+        self._creator = os.getpid()
+        self._text = b""
+        self._label_inode = 0
+        self._record_inode = 0
+
+    @property
+    def inode(self) -> int:
+        """Inode of the locked directory."""
+        return self.identity[1]
+
+    def publish(self, owner: Owner) -> Verdict | None:
+        """Put up record and label (step 5).
+
+        Returns:
+            None when they stand; else the verdict on what stands in the way, with nothing of ours left.
+
+        Raises:
+            OSError: the directory cannot be written; nothing of ours is left.
+        """
+        try:
+            self.write_record(owner)
+            for _ in range(_ATTEMPTS):
+                if self._link_label(owner.process.pid):
+                    return None
+                verdict = judge_directory(self.fd, None)
+                if not isinstance(verdict, Stale) or not clear(self.fd, verdict):
+                    break
+        except OSError:
+            with contextlib.suppress(OSError):  # the first failure is the one to tell
+                self.withdraw()
+            raise
+        self.withdraw()
+        return (
+            verdict
+            if not isinstance(verdict, Free | Stale)
+            else Unknown("the label changes faster than it can be read")
+        )
+
+    def write_record(self, owner: Owner) -> None:
+        """Replace the record whole: written under a private name, then renamed."""
+        private, inode = write_private(self.fd, encode_owner(owner))
+        os.rename(private, OWNER, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        self._record_inode = inode
+
+    def settle(self, sleep: Callable[[float], None] = time.sleep) -> Verdict | None:
+        """Wait until no old-style trainer can still be about to overwrite the label (step 6).
+
+        Returns:
+            None when the label is still ours; else who has it now, with nothing of ours left.
+        """
+        if not self.settle_s:
+            return None
+        sleep(self.settle_s)
+        if self.label_is_ours():
+            return None
+        found = read_label(self.fd)
+        self.withdraw()
+        pid = found.pid if isinstance(found, Label) else None
+        return Held(pid, None, "it took the label while we were starting (an old-style trainer)")
+
+    def relabel(self, owner: Owner) -> bool:
+        """Name another process of the same run in record and label. False when the label is no longer ours.
+
+        Renamed over our own label, so that there is no moment without one, in which an old-style trainer could enter.
+        """
+        if not self.label_is_ours():
+            return False
+        self.write_record(owner)
+        text = b"%d\n" % owner.process.pid
+        private, inode = write_private(self.fd, text)
+        os.rename(private, LABEL, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        self._label_inode, self._text = inode, text
+        return True
+
+    def label_is_ours(self) -> bool:
+        """Whether the very file that we put up stands there, with the text that we wrote."""
+        return read_plain(self.fd, LABEL) == (self._label_inode, self._text)
+
+    def restore_label(self, owner: Owner) -> bool:
+        """Put a deleted label back (step 7), and the record with it. False when another one stands there."""
+        if not self._link_label(owner.process.pid):
+            return False
+        self.write_record(owner)
+        return True
+
+    def reclaim_label(self, found: Label, owner: Owner) -> bool:
+        """Replace a label that is garbage or names a dead process. False when it changed meanwhile."""
+        return take_away(self.fd, found) and self.restore_label(owner)
+
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to the locked directory."""
+        try:
+            return _identity(os.stat(self.path)) == self.identity
+        except OSError:
+            return False
+
+    def current_path(self) -> str | None:
+        """Where the locked directory is now; None when it was deleted."""
+        if self.is_in_place():
+            return self.path
+        return process.path_of_descriptor(self.fd) if os.fstat(self.fd).st_nlink else None
+
+    def release(self, farewell: Callable[[], None] = lambda: None) -> None:
+        """Take label and record down, say farewell while still alone, then let go (step 8).
+
+        Does nothing in a forked child: its exit must not free the parent's directory.
+        """
+        if os.getpid() != self._creator or self.fd < 0:
+            return
+        try:
+            self.withdraw()
+            farewell()
+        finally:
+            self.close()
+
+    def withdraw(self) -> None:
+        """Take down what is ours of label and record, and nothing else."""
+        if self.fd < 0:
+            return
+        self._remove_label()
+        if self._record_inode and inode_of(self.fd, OWNER) == self._record_inode:
+            unlink(self.fd, OWNER)
+
+    def close(self) -> None:
+        """Let the kernel's lock go, unless another process of the run still has the descriptor."""
+        for fd in {self.truth, self.fd} - {-1}:
+            os.close(fd)
+        self.truth = self.fd = -1
+
+    def take_label_for_ours(self, pid: int) -> None:
+        """Take record and label that our supervisor put up, naming this PID, for our own."""
+        found = read_label(self.fd)
+        if isinstance(found, Label) and found.pid == pid:
+            self._label_inode, self._text = found.inode, found.text
+        self._record_inode = inode_of(self.fd, OWNER)
+
+    def _link_label(self, pid: int) -> bool:
+        text = b"%d\n" % pid
+        private, inode = write_private(self.fd, text)
+        try:
+            os.link(private, LABEL, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK or not create_exclusively(self.fd, text):
+                raise
+            inode = inode_of(self.fd, LABEL)
+        finally:
+            unlink(self.fd, private)
+        self._label_inode, self._text = inode, text
+        return True
+
+    def _remove_label(self) -> bool:
+        if not self._text or not self.label_is_ours():
+            return False
+        return unlink(self.fd, LABEL)
+
+
+def enter(
+    path: str | os.PathLike[str],
+    *,
+    last_run: Callable[[int], str | None] = lambda _fd: None,
+    carriers: Callable[[str], list[ProcessId]] = process.carriers,
+    settle_s: float = SETTLE_S,
+) -> DirectoryLock | Refusal:
+    """Lock a results directory and clear away what is proven stale (steps 1 to 4).
+
+    Args:
+        path: the directory; it must exist.
+        last_run: gives the id of the directory's previous run, asked once the directory is ours.
+        carriers: finds live processes of a run by its id.
+        settle_s: how long `settle` shall wait where old-style trainers may race; 0 where they cannot.
+
+    Raises:
+        OSError: the directory is missing, is not one, or may not be read.
+    """
+    absolute = os.path.abspath(path)
+    for _ in range(_ATTEMPTS):
+        fd = os.open(absolute, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            truth = _flock(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if truth is None:
+            os.close(fd)
+            return Busy()
+        lock = DirectoryLock(absolute, fd, truth, settle_s=settle_s)
+        if lock.is_in_place():  # a directory that was replaced meanwhile is not the one we locked
+            return _clear_the_way(lock, last_run, carriers)
+        lock.close()
+    return Unknown("the directory is replaced again and again")
+
+
+def adopt(path: str | os.PathLike[str], truth: int) -> DirectoryLock | None:
+    """Take over a lock that was inherited by descriptor. None when it is not this directory's lock.
+
+    Args:
+        path: the directory that the caller wants to hold.
+        truth: the inherited descriptor.
+    """
+    absolute = os.path.abspath(path)
+    try:
+        fd = os.open(absolute, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        inherited = _identity(os.fstat(truth))
+        ours = inherited in (_identity(os.fstat(fd)), _guard_identity(fd))
+        # On the same open description this succeeds exactly when the lock is already ours.
+        if ours and _flock(truth) is not None:
+            os.set_inheritable(truth, False)
+            return DirectoryLock(absolute, fd, truth)
+    except OSError:  # the descriptor was closed on the way here
+        pass
+    os.close(fd)
+    return None
+
+
+def _clear_the_way(
+    lock: DirectoryLock, last_run: Callable[[int], str | None], carriers: Callable[[str], list[ProcessId]]
+) -> DirectoryLock | Refusal:
+    try:
+        refusal = _refusal(lock, last_run, carriers)
+    except BaseException:
+        lock.close()
+        raise
+    if refusal is not None:
+        lock.close()
+        return refusal
+    return lock
+
+
+def _refusal(
+    lock: DirectoryLock, last_run: Callable[[int], str | None], carriers: Callable[[str], list[ProcessId]]
+) -> Refusal | None:
+    record = read_owner(lock.fd)
+    ours = record is not None
+    for run_id in dict.fromkeys((record.run_id if record else None, last_run(lock.fd))):
+        if run_id and (alive := carriers(run_id)):
+            return Survivors(run_id, tuple(alive))
+    for _ in range(_ATTEMPTS):
+        verdict = judge_directory(lock.fd, record)
+        if isinstance(verdict, Free):
+            return None
+        if not isinstance(verdict, Stale):
+            return verdict
+        cleared = clear(lock.fd, verdict)
+        record = read_owner(lock.fd)
+        if cleared:
+            lock.took_over = verdict
+            # A record of our own kind means that no old-style trainer was here last.
+            lock.settle_s = 0.0 if ours else lock.settle_s and SETTLE_AFTER_TAKEOVER_S
+    return Unknown("the label changes faster than it can be read")
+
+
+def _flock(fd: int) -> int | None:
+    """The descriptor that now carries the lock; None when another process has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno not in _CANNOT_FLOCK:
+            raise
+        return _flock_guard(fd)
+    return fd
+
+
+def _flock_guard(directory: int) -> int | None:
+    guard = os.open(GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=directory)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(guard)
+        return None
+    except BaseException:
+        os.close(guard)
+        raise
+    return guard
+
+
+def _guard_identity(directory: int) -> tuple[int, int] | None:
+    try:
+        return _identity(os.stat(GUARD, dir_fd=directory, follow_symlinks=False))
+    except OSError:
+        return None
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino

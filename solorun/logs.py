@@ -1,0 +1,116 @@
+"""The log of a run: appending to it, its last lines, and following it across rotation and new runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from solorun.rundir import LOG
+
+_BLOCK = 1 << 16
+
+
+class LogFile:
+    """The appending end of `training.log`, opened only after the lock is held.
+
+    Args:
+        directory: descriptor of the results directory.
+    """
+
+    def __init__(self, directory: int) -> None:
+        self.fd = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666, dir_fd=directory)
+        self.is_stdout = _same_file(self.fd, 1)
+        """Under a supervisor the standard output already is the log: what is printed must not be logged again."""
+
+    def write(self, text: str) -> None:
+        """Append a line. A log that cannot be written must not end the run."""
+        try:
+            os.write(self.fd, text.encode("utf-8", "replace") + b"\n")
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+
+def _same_file(one: int, other: int) -> bool:
+    try:
+        a, b = os.fstat(one), os.fstat(other)
+    except OSError:
+        return False
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a file, read from its end: as fast for 10 GB as for 10 lines.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        tail = b""
+        while position and tail.count(b"\n") <= count:
+            step = min(_BLOCK, position)
+            position -= step
+            file.seek(position)
+            tail = file.read(step) + tail
+    lines = tail.decode("utf-8", "replace").split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    return lines[-count:] if count else []
+
+
+def follow(path: Path, until: Callable[[], bool], *, poll_s: float = 0.2, from_end: bool = True) -> Iterator[str]:
+    """Text as it is appended, across truncation, rotation and files that appear later.
+
+    Args:
+        path: the log.
+        until: asked whenever nothing new has come; True ends the following.
+        poll_s: seconds between looks.
+        from_end: start after what is there already.
+    """
+    file, position = -1, 0
+    try:
+        while True:
+            if file < 0:
+                file, position = _reopen(path, from_end)
+            from_end = False
+            data = os.pread(file, _BLOCK, position) if file >= 0 else b""
+            if data:
+                position += len(data)
+                yield data.decode("utf-8", "replace")
+            elif file >= 0 and _was_replaced(path, file, position):
+                os.close(file)
+                file = -1
+            elif until():
+                return
+            else:
+                time.sleep(poll_s)
+    finally:
+        if file >= 0:
+            os.close(file)
+
+
+def _reopen(path: Path, from_end: bool) -> tuple[int, int]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return -1, 0
+    return fd, os.fstat(fd).st_size if from_end else 0
+
+
+def _was_replaced(path: Path, fd: int, position: int) -> bool:
+    try:
+        now, opened = path.stat(), os.fstat(fd)
+    except OSError:
+        return False
+    return (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino) or now.st_size < position
+
+
+def for_terminal(text: str) -> str:
+    """The text without control characters but newline, tab and carriage return: a log must not command a terminal."""
+    return "".join(c if c in "\n\t\r" or (c.isprintable()) else "�" for c in text)

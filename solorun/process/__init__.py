@@ -1,0 +1,151 @@
+"""Processes: who is alive, who is who, and signals that reach exactly the process that was meant.
+
+The two platform rooms answer the same questions; everything else in the guard asks here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+import signal
+import sys
+from types import ModuleType
+
+from solorun.owner import Alive, Here, ProcessId, Sighting
+
+if sys.platform == "darwin":
+    from solorun.process import darwin as _system
+else:
+    from solorun.process import linux as _system
+
+RUN_ID_VARIABLE = "SOLORUN_RUN_ID"
+"""Every process of a run carries the run's id in its environment, whatever it closes or forks."""
+
+system: ModuleType = _system
+
+
+@functools.cache
+def here() -> Here:
+    """This machine, boot and PID namespace."""
+    return _system.here()
+
+
+def probe(pid: int) -> Sighting:
+    """See whether a PID of this place lives."""
+    return _system.probe(pid)
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The full identity of a live process; None when it is gone or hides its start time."""
+    seen = _system.probe(pid)
+    if isinstance(seen, Alive) and seen.started is not None:
+        return ProcessId(here(), pid, seen.started)
+    return None
+
+
+def identify_self() -> ProcessId:
+    """The identity of the calling process."""
+    return identify(os.getpid()) or ProcessId(here(), os.getpid(), 0)
+
+
+def is_alive(process: ProcessId) -> bool:
+    """Whether exactly this process lives. Processes of another place count as alive: unreachable is never dead."""
+    place = here()
+    if process.here.boot != place.boot:
+        return process.here.machine != place.machine
+    if process.here.namespace != place.namespace:
+        return True
+    seen = _system.probe(process.pid)
+    return isinstance(seen, Alive) and seen.started in (None, process.started)
+
+
+def send(process: ProcessId, number: int) -> bool:
+    """Send a signal to exactly this process, waking it if it was suspended. False when it is gone.
+
+    A stopped process hears nothing but SIGCONT and SIGKILL, so SIGCONT goes along with a polite signal.
+
+    Raises:
+        PermissionError: it belongs to another user.
+    """
+    if process.here.boot != here().boot or process.here.namespace != here().namespace:
+        return False
+    reached = _system.send(process.pid, process.started, number)
+    if reached and number not in (signal.SIGKILL, signal.SIGCONT):
+        _system.send(process.pid, process.started, signal.SIGCONT)
+    return reached
+
+
+def send_group(leader: ProcessId, number: int) -> bool:
+    """Send a signal to the process group that this process leads. False when it is gone or leads none."""
+    if not is_alive(leader) or _system.group(leader.pid) != leader.pid:
+        return False
+    try:
+        os.killpg(leader.pid, number)
+        if number not in (signal.SIGKILL, signal.SIGCONT):
+            os.killpg(leader.pid, signal.SIGCONT)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def carriers(run_id: str) -> list[ProcessId]:
+    """Live processes, other than the caller, that were started as part of this run."""
+    entry = os.fsencode(f"{RUN_ID_VARIABLE}={run_id}")
+    own = os.getpid()
+    found = (identify(pid) for pid in _system.pids() if pid != own and _system.environment_has(pid, entry))
+    return [process for process in found if process is not None]
+
+
+def holders(device: int, inode: int) -> list[ProcessId]:
+    """Live processes, other than the caller, that have this file or directory open, as far as may be seen."""
+    own = os.getpid()
+    found = (identify(pid) for pid in _system.pids() if pid != own and _system.has_open(pid, device, inode))
+    return [process for process in found if process is not None]
+
+
+def argv(pid: int) -> tuple[str, ...]:
+    """The command line of a PID, empty when it cannot be read."""
+    return _system.argv(pid)
+
+
+def cwd(pid: int) -> str:
+    """The working directory of a PID, empty when it cannot be read."""
+    return _system.cwd(pid)
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a PID in bytes, 0 when it cannot be told."""
+    return _system.resident_bytes(pid)
+
+
+def pids() -> list[int]:
+    """Every PID that can be seen."""
+    return _system.pids()
+
+
+def user_of(pid: int) -> str:
+    """The login name of the user who runs a PID, empty when it cannot be told."""
+    number = _system.uid(pid)
+    return "" if number is None else user_name(number)
+
+
+def user_name(number: int) -> str:
+    """The login name of a user id, or the number where it has none (as in containers)."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def path_of_descriptor(fd: int) -> str | None:
+    """Where an open directory is now, even after a rename; None when it was deleted or cannot be told."""
+    return _system.path_of_descriptor(fd)
+
+
+def signal_name(number: int) -> str:
+    """SIGINT for 2; the number where the system has no name for it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

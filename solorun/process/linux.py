@@ -1,0 +1,182 @@
+"""Linux: processes through /proc and pidfd."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from pathlib import Path
+
+from solorun.owner import Alive, Gone, Here, Sighting
+
+_HZ = os.sysconf("SC_CLK_TCK")
+_DEAD = frozenset("ZXx")
+
+
+def here() -> Here:
+    """This machine, boot and PID namespace.
+
+    The machine's identity joins its name and its machine-id: containers made from one image share the id,
+    and taking a neighbour's record for our own after "a reboot" would steal a live lock.
+    """
+    host = platform.node()
+    machine = _read_line("/etc/machine-id") or _read_line("/var/lib/dbus/machine-id")
+    boot = _read_line("/proc/sys/kernel/random/boot_id")
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return Here(host, f"{host}/{machine}", boot, namespace)
+
+
+def probe(pid: int) -> Sighting:
+    """See whether a process lives. A zombie is dead; a process that may not be looked at is alive."""
+    fields = _stat(pid)
+    if fields is None:
+        return _probe_by_signal(pid)
+    state, started = fields[0].decode(), int(fields[19])
+    if state in _DEAD:
+        return Gone()
+    # Age by the boot clock: the wall clock may have been set since the process was born.
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / _HZ
+    return Alive(started, time.time() - age, state)
+
+
+def _probe_by_signal(pid: int) -> Sighting:
+    # /proc may be hidden (hidepid=2) or not mounted, so "no such file" alone is no proof of death.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return Gone()
+    except PermissionError:
+        pass
+    return Alive(None, None, "?")
+
+
+def parent(pid: int) -> int:
+    """The PID of the parent, 0 when it cannot be told."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def group(pid: int) -> int:
+    """The process group, 0 when it cannot be told."""
+    fields = _stat(pid)
+    return int(fields[2]) if fields else 0
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat from `state` (field 3) on; None when it cannot be read."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.read(fd, 4096)
+    except OSError:  # the process ended between open and read
+        return None
+    finally:
+        os.close(fd)
+    # The program's name may contain spaces and parentheses; the last parenthesis ends it.
+    return data[data.rfind(b")") + 2 :].split() or None
+
+
+def argv(pid: int) -> tuple[str, ...]:
+    """The command line, empty when it cannot be read."""
+    words = _read_bytes(f"/proc/{pid}/cmdline").split(b"\0")
+    return tuple(os.fsdecode(word) for word in words[:-1])
+
+
+def cwd(pid: int) -> str:
+    """The working directory, empty when it cannot be read."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""
+
+
+def uid(pid: int) -> int | None:
+    """The user who runs it."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory, 0 when it cannot be told."""
+    fields = _stat(pid)
+    return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
+def pids() -> list[int]:
+    """Every PID that can be seen."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
+
+
+def environment_has(pid: int, entry: bytes) -> bool:
+    """Whether the process was started with this NAME=value; False where it may not be read."""
+    data = _read_bytes(f"/proc/{pid}/environ")
+    return data.startswith(entry + b"\0") or b"\0" + entry + b"\0" in data
+
+
+def has_open(pid: int, device: int, inode: int) -> bool:
+    """Whether the process has this file or directory open; False where it may not be read."""
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for name in names:
+        try:
+            seen = os.stat(f"/proc/{pid}/fd/{name}")
+        except OSError:
+            continue
+        if (seen.st_dev, seen.st_ino) == (device, inode):
+            return True
+    return False
+
+
+def send(pid: int, started: int, number: int) -> bool:
+    """Send a signal to exactly this process. False when it is gone.
+
+    The descriptor pins the process, so the PID cannot be recycled between the check and the signal.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        seen = probe(pid)
+        if not isinstance(seen, Alive) or seen.started != started:
+            return False
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def path_of_descriptor(fd: int) -> str | None:
+    """Where an open directory is now; None when it was deleted or cannot be told."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return None
+    return path if path.startswith("/") else None
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall() or b""
+    except OSError:
+        return b""
+
+
+def _read_line(path: str) -> str:
+    return _read_bytes(path).decode("ascii", "replace").strip()

@@ -1,0 +1,170 @@
+"""The heartbeat: where a run is, written by the run at every step, read by a watcher at any moment.
+
+One line of fixed size, overwritten in place with a checksum at its end: a reader that meets a half-written line
+sees that and reads again. Written with `pwrite`, not through a memory map: a file that somebody truncates would
+kill a mapped writer with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import zlib
+from dataclasses import dataclass
+
+from solorun.rundir import PROGRESS
+
+SIZE = 256
+_RECENT = 50
+_FADE = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is.
+
+    Args:
+        run_id: which run.
+        phase: starting, tokenizing, training, evaluating, sampling, saving, stopping ...
+        step: steps done.
+        total: steps wanted, 0 when not known.
+        time: of the last beat, seconds since the epoch.
+        phase_since: when this phase began, likewise.
+        longest_s: slowest recent step (or duration) of this phase in seconds, 0 when not known.
+        pace_s: recent wall time per step in seconds, evaluations and saves included, 0 when not known.
+        first_step: step at which the run began.
+    """
+
+    run_id: str
+    phase: str
+    step: int
+    total: int
+    time: float
+    phase_since: float
+    longest_s: float
+    pace_s: float
+    first_step: int
+
+    @property
+    def rate(self) -> float | None:
+        """Steps per second."""
+        return 1 / self.pace_s if self.pace_s > 0 else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the last step at the recent pace."""
+        return max(self.total - self.step, 0) * self.pace_s if self.pace_s > 0 and self.total else None
+
+
+class Heartbeat:
+    """The writing end. One process at a time: `claim` keeps a second trainer of the same run out.
+
+    Args:
+        directory: descriptor of the results directory.
+        run_id: which run.
+    """
+
+    def __init__(self, directory: int, run_id: str) -> None:
+        self._fd = os.open(PROGRESS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=directory)
+        self.run_id = run_id
+        self.phase = "starting"
+        self.step = self.total = self.first_step = 0
+        self._since = self._beat = time.time()
+        self._last_step_at = 0.0
+        self._longest: dict[str, float] = {}
+        self._pace = 0.0
+        self._paced = 0
+
+    def claim(self) -> bool:
+        """Become the only writer. False when another process of this run already is (two trainers, one guard)."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without flock: the directory's guard still stands
+            pass
+        os.ftruncate(self._fd, 0)
+        self._write(time.time())
+        return True
+
+    def advance(self, step: int, total: int) -> None:
+        """Report a finished step. Costs microseconds; a full disk costs the beat, never the run."""
+        now = time.time()
+        if self._last_step_at:
+            took = now - self._last_step_at
+            self._paced = min(self._paced + 1, _RECENT)
+            self._pace += (took - self._pace) / self._paced
+            own = now - max(self._last_step_at, self._since)
+            self._longest[self.phase] = max(own, self._longest.get(self.phase, 0.0) * _FADE)
+        else:
+            self.first_step = step
+        if self.phase == "starting":  # a trainer that names no phases trains once it reports steps
+            self.phase, self._since = "training", now
+        self._last_step_at = now
+        self.step, self.total = step, total
+        self._write(now)
+
+    def begin(self, phase: str) -> None:
+        """Enter a phase."""
+        self.phase, self._since = phase, time.time()
+        self._write(self._since)
+
+    def finish(self, phase: str, lasted_s: float) -> None:
+        """Remember how long a phase lasted, so that a watcher knows what is usual for it."""
+        self._longest[phase] = max(lasted_s, self._longest.get(phase, 0.0) * _FADE)
+
+    def beat(self) -> None:
+        """Say that the run is alive within a long phase."""
+        self._write(time.time())
+
+    def close(self) -> None:
+        """Close the file; the last line stays."""
+        os.close(self._fd)
+
+    def _write(self, now: float) -> None:
+        self._beat = now
+        line = b"1 %s %s %d %d %.3f %.3f %.3f %.6f %d" % (
+            self.run_id.encode(), self.phase.encode(), self.step, self.total, now, self._since,
+            self._longest.get(self.phase, 0.0), self._pace, self.first_step,
+        )  # fmt: skip
+        line = line[: SIZE - 10].ljust(SIZE - 10)
+        try:
+            os.pwrite(self._fd, b"%s %08x\n" % (line, zlib.crc32(line)), 0)
+        except OSError:
+            return
+
+
+def read_progress(directory: int) -> Progress | None:
+    """The last beat; None when there is none, or none that is whole.
+
+    Args:
+        directory: descriptor of the results directory.
+    """
+    try:
+        fd = os.open(PROGRESS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        for _ in range(3):
+            found = decode(os.pread(fd, SIZE, 0))
+            if found is not None:
+                return found
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
+def decode(data: bytes) -> Progress | None:
+    """Read a line; None when it is torn or of another form."""
+    if len(data) != SIZE or data[SIZE - 9 : SIZE - 1] != b"%08x" % zlib.crc32(data[: SIZE - 10]):
+        return None
+    try:
+        _, run_id, phase, step, total, beat, since, longest, pace, first = data[: SIZE - 10].decode().split()
+        return Progress(
+            run_id, phase, int(step), int(total), float(beat), float(since), float(longest), float(pace), int(first)
+        )
+    except (ValueError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,172 @@
+"""What a run leaves for later: the record of the run (`run.json`) and the journal of the directory (`events.jsonl`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from solorun.rundir import EVENTS, METRICS, PRIVATE, RUN
+
+State = Literal["running", "completed", "interrupted", "crashed", "killed", "lost"]
+"""`lost`: it was running when the machine, or every process of it, vanished without a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run, as `run.json` tells it.
+
+    Args:
+        run_id: names the run everywhere.
+        parent_run_id: the run that was in this directory before, which this one may continue.
+        program: command line.
+        user: login name.
+        host: node name.
+        pid: of the training process.
+        fingerprint: of the trainer's configuration; empty when the trainer gives none.
+        state: running, or how it ended.
+        exit_code: exit status; None while running and when it is not known.
+        signal: number of the signal that ended or stopped it.
+        first_step: step at which it began; None until the first report.
+        last_step: last step that it reported.
+        total_steps: steps it wanted.
+        started: seconds since the epoch.
+        ended: likewise; None while running.
+        why: one line on how it ended: the error, who stopped it.
+    """
+
+    run_id: str
+    parent_run_id: str | None
+    program: tuple[str, ...]
+    user: str
+    host: str
+    pid: int
+    started: float
+    fingerprint: str = ""
+    state: State = "running"
+    exit_code: int | None = None
+    signal: int | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    total_steps: int | None = None
+    ended: float | None = None
+    why: str = ""
+
+
+_FIELDS = frozenset(field.name for field in fields(RunRecord))
+
+
+def new_run_id(now: float) -> str:
+    """A name for a run: sortable by start, unique by chance (1 in 4 billion within one second)."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now)) + os.urandom(4).hex()
+
+
+def read_record(directory: int) -> RunRecord | None:
+    """The record of the last run; None when there is none that can be read. Unknown keys are tolerated.
+
+    Args:
+        directory: descriptor of the results directory.
+    """
+    try:
+        fd = os.open(RUN, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        raw = json.loads(os.read(fd, 1 << 20))
+        known = {key: value for key, value in raw.items() if key in _FIELDS}
+        record = RunRecord(**{**known, "program": tuple(raw["program"])})
+        return record if isinstance(record.run_id, str) and isinstance(record.started, int | float) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def write_record(directory: int, record: RunRecord) -> None:
+    """Replace the record whole and durably.
+
+    Raises:
+        OSError: the directory cannot be written; the old record stands.
+    """
+    facts = {"schema": 1, **{name: getattr(record, name) for name in RunRecord.__slots__}}
+    data = json.dumps(facts, indent=1).encode() + b"\n"
+    private = f"{PRIVATE}{os.getpid()}.run.tmp"
+    fd = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    try:
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(private, RUN, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(private, dir_fd=directory)
+        raise
+
+
+def ended(
+    record: RunRecord, state: State, now: float, *, exit_code: int | None, signal: int | None, why: str
+) -> RunRecord:
+    """The record of a run that is over."""
+    return replace(record, state=state, ended=now, exit_code=exit_code, signal=signal, why=why)
+
+
+def append_line(directory: int, name: str, facts: dict[str, Any]) -> None:
+    """Append one JSON line in one write, so that lines of several processes never mix.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    try:
+        line = json.dumps(facts).encode() + b"\n"
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":  # a writer was killed in mid-line: do not join onto its half
+            line = b"\n" + line
+        write_all(fd, line)
+    finally:
+        os.close(fd)
+
+
+def journal(directory: int, run_id: str, event: str, now: float, **facts: Any) -> None:
+    """Append an event to the directory's journal.
+
+    Raises:
+        OSError: the journal cannot be written.
+    """
+    append_line(directory, EVENTS, {"schema": 1, "time": round(now, 3), "run_id": run_id, "event": event, **facts})
+
+
+def append_metrics(directory: int, run_id: str, values: dict[str, Any]) -> None:
+    """Append a line to `metrics.jsonl`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    append_line(directory, METRICS, {"run_id": run_id, **values})
+
+
+def read_events(directory: int) -> Iterator[dict[str, Any]]:
+    """The events of a directory, oldest first; torn lines are passed over."""
+    try:
+        fd = os.open(EVENTS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return
+    with os.fdopen(fd, "rb") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                yield event
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte, however short the single writes are."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

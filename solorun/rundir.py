@@ -1,0 +1,106 @@
+"""A results directory: the one place that spells its file names, and how such directories are found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LABEL = "training.lock"
+OWNER = "training.owner.json"
+PID = "training.pid"
+LOG = "training.log"
+OUTPUT = "nohup.out"
+RUN = "run.json"
+EVENTS = "events.jsonl"
+METRICS = "metrics.jsonl"
+PROGRESS = "progress"
+ARCHIVE = "archive"
+PRIVATE = ".solorun."
+"""Every temporary name of the guard starts so: a crash leaves nothing that could be taken for a real file."""
+
+MARKS = (LABEL, RUN, LOG, OWNER)
+"""A directory with one of these is a results directory."""
+
+_DEEPEST = 6
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """A results directory by path."""
+
+    path: Path
+
+    @property
+    def label(self) -> Path:
+        """One line: the PID of the training process, for people and old tools."""
+        return self.path / LABEL
+
+    @property
+    def owner(self) -> Path:
+        """Who holds the directory, while it is held."""
+        return self.path / OWNER
+
+    @property
+    def log(self) -> Path:
+        """The complete log, appended to by every run."""
+        return self.path / LOG
+
+    @property
+    def run(self) -> Path:
+        """The record of the last run."""
+        return self.path / RUN
+
+    @property
+    def events(self) -> Path:
+        """The journal of the directory."""
+        return self.path / EVENTS
+
+    @property
+    def metrics(self) -> Path:
+        """One line per logged step."""
+        return self.path / METRICS
+
+    @property
+    def progress(self) -> Path:
+        """The heartbeat, overwritten in place."""
+        return self.path / PROGRESS
+
+    def archive(self, run_id: str) -> Path:
+        """Where the files of an earlier run go when a new one starts afresh."""
+        return self.path / ARCHIVE / run_id
+
+
+def is_results_directory(entries: set[str]) -> bool:
+    """Whether a directory with these entries was, or is, a run's."""
+    return any(mark in entries for mark in MARKS)
+
+
+def find_results_directories(root: Path) -> Iterator[RunDir]:
+    """Every results directory at or below a root, sorted; links are not followed, archives not entered.
+
+    Unreadable folders are passed over: a status must not fail because a neighbour's folder is private.
+    """
+    stack = [(root, 0)]
+    while stack:
+        path, depth = stack.pop()
+        try:
+            with os.scandir(path) as listing:
+                entries = list(listing)
+        except OSError:
+            continue
+        if is_results_directory({entry.name for entry in entries}):
+            yield RunDir(path)
+        if depth < _DEEPEST:
+            below = [e.name for e in entries if _may_enter(e)]
+            stack.extend((path / name, depth + 1) for name in sorted(below, reverse=True))
+
+
+def _may_enter(entry: os.DirEntry[str]) -> bool:
+    if entry.name == ARCHIVE or entry.name.startswith("."):
+        return False
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False

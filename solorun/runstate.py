@@ -1,0 +1,193 @@
+"""The states that a results directory can be in, and the verdict that names one from evidence. All pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from solorun.owner import Alive, Foreign, Held, Label, Owner, ProcessId, Sighting, Stale, Unknown, Verdict
+from solorun.progress import Progress
+from solorun.record import RunRecord
+from solorun.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nobody trains here. `last` is the last run, if one left a record."""
+
+    last: RunRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A run is alive and moving."""
+
+    owner: Owner
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A run is alive but has said nothing for longer than is usual for it."""
+
+    owner: Owner
+    progress: Progress | None
+    for_s: float
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """A run is alive and certain not to move by itself."""
+
+    owner: Owner
+    progress: Progress | None
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A lock was left behind; its owner is proven dead (state `stale`)."""
+
+    label: Label | None
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class Orphaned:
+    """The run is over, but processes of it live and may still write."""
+
+    survivors: tuple[ProcessId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contested:
+    """Two live processes both claim the directory."""
+
+    claimants: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Its run belongs to another host or PID namespace (state `foreign`). Unreachable is never dead."""
+
+    owner: Owner
+    seen_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """It cannot be looked at, or cannot be told."""
+
+    path: str
+    reason: str
+
+
+RunState = Idle | Running | Silent | Hung | Left | Orphaned | Contested | Elsewhere | Unreadable
+
+NAMES: Mapping[type[RunState], str] = {
+    Idle: "idle", Running: "running", Silent: "silent", Hung: "hung", Left: "stale", Orphaned: "orphaned",
+    Contested: "contested", Elsewhere: "foreign", Unreadable: "unreadable",
+}  # fmt: skip
+PROBLEMS = frozenset({"silent", "hung", "stale", "orphaned", "contested", "unreadable"})
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen in one directory.
+
+    Args:
+        directory: its path.
+        verdict: who holds it, by label and record.
+        owner: the record, or what the process table tells of an old-style owner.
+        label: what stands at `training.lock`.
+        label_alive: whether the label's PID lives.
+        sighting: of the owner's process.
+        survivors: live processes of a run that is over.
+        progress: the heartbeat, whoever wrote it.
+        record: the last run.
+        log_age_s: seconds since the log was last written; None without a log.
+    """
+
+    directory: str
+    verdict: Verdict
+    owner: Owner | None
+    label: Label | None
+    label_alive: bool
+    sighting: Sighting
+    survivors: tuple[ProcessId, ...]
+    progress: Progress | None
+    record: RunRecord | None
+    log_age_s: float | None
+
+
+def classify(evidence: Evidence, now: float, settings: Settings) -> RunState:
+    """Name the state that the evidence shows.
+
+    Args:
+        evidence: of one directory.
+        now: seconds since the epoch.
+        settings: thresholds.
+    """
+    verdict = evidence.verdict
+    if isinstance(verdict, Foreign):
+        progress = evidence.progress
+        return Elsewhere(verdict.owner, now - progress.time if progress else None)
+    if isinstance(verdict, Unknown):
+        return Unreadable(evidence.directory, verdict.reason)
+    if isinstance(verdict, Held):
+        return _classify_live(evidence, now, settings)
+    if evidence.survivors:
+        return Orphaned(evidence.survivors)
+    return Left(verdict.label, verdict.proof) if isinstance(verdict, Stale) else Idle(evidence.record)
+
+
+def _classify_live(evidence: Evidence, now: float, settings: Settings) -> RunState:
+    owner, label = evidence.owner, evidence.label
+    if owner is None:
+        return Unreadable(evidence.directory, "its owner vanished while it was looked at")
+    if label is not None and label.pid not in (None, owner.process.pid) and evidence.label_alive:
+        return Contested((owner.process.pid, label.pid or 0))
+    progress = evidence.progress if evidence.progress and evidence.progress.run_id == owner.run_id else None
+    if isinstance(evidence.sighting, Alive) and evidence.sighting.state in ("T", "t"):
+        return Hung(owner, progress, f"PID {owner.process.pid} is suspended (state T); SIGCONT lets it go on")
+    quiet = quiet_for(progress, evidence.log_age_s, owner.since, now)
+    limit = silence_limit(progress, settings)
+    if quiet > limit:
+        source = f"no progress in phase {progress.phase}" if progress else "the log has not grown"
+        return Silent(owner, progress, quiet, f"{source} for {quiet:.0f} s; usual here is under {limit:.0f} s")
+    return Running(owner, progress)
+
+
+def quiet_for(progress: Progress | None, log_age_s: float | None, since: float, now: float) -> float:
+    """Seconds since the run last moved: by its heartbeat if it has one, else by its log, else since its start."""
+    if progress is not None:
+        return max(0.0, now - progress.time)
+    running = max(0.0, now - since)
+    return running if log_age_s is None else min(running, max(0.0, log_age_s))
+
+
+def silence_limit(progress: Progress | None, settings: Settings) -> float:
+    """Seconds after which this run, in this phase, has been quiet for too long."""
+    if progress is None or progress.longest_s <= 0:
+        return settings.silent_unknown_s
+    usual = settings.silent_factor * progress.longest_s
+    return min(max(settings.silent_floor_s, usual), settings.silent_ceiling_s)
+
+
+def detail(state: RunState) -> str:
+    """One line on why the state is named so."""
+    match state:
+        case Silent(evidence=text) | Hung(proof=text) | Left(proof=text) | Unreadable(reason=text):
+            return text
+        case Orphaned(survivors):
+            return f"its run is over, but PID {', '.join(str(p.pid) for p in survivors)} of it live"
+        case Contested(claimants):
+            return f"PIDs {' and '.join(map(str, claimants))} both claim it"
+        case Elsewhere(owner, seen):
+            age = "" if seen is None else f", last step {seen:.0f} s ago"
+            return f"started on host {owner.process.here.host}{age}; it cannot be checked from here"
+        case Running(progress=progress):
+            return progress.phase if progress else "reports no steps"
+        case Idle(last):
+            return f"last run {last.state}" if last else "no run yet"

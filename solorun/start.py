@@ -1,0 +1,367 @@
+"""The supervisor: guards any command. It holds the lock, starts the command, forwards signals, records the end.
+
+The command writes straight into `training.log`, and the supervisor only copies the log to the terminal: when the
+supervisor is killed, the run neither loses its output nor dies of a broken pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from solorun import process
+from solorun.claim import Claim, claim
+from solorun.errors import BadUsage, DirectoryProblem
+from solorun.hold import LOCK_VARIABLE, SUPERVISOR_VARIABLE
+from solorun.owner import ProcessId
+from solorun.process import RUN_ID_VARIABLE
+from solorun.record import State
+from solorun.stopping import SAME_REQUEST_S
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_TICK_S = 0.1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """What to start and how.
+
+    Args:
+        argv: program and arguments, never a shell line.
+        cwd: working directory.
+        env: environment, without the guard's own variables.
+        output: where a person watches: a descriptor to copy the log to, or None.
+    """
+
+    argv: tuple[str, ...]
+    cwd: Path
+    env: Mapping[str, str]
+    output: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a supervised run ended.
+
+    Args:
+        state: completed, interrupted, crashed or killed.
+        exit_code: what to exit with: the command's status, or 128 + signal.
+        signal: that killed it, or that asked it to stop.
+        seconds: how long it ran.
+    """
+
+    state: State
+    exit_code: int
+    signal: int | None
+    seconds: float
+
+
+def supervise(
+    plan: LaunchPlan, directory: Path, *, clock: Callable[[], float] = time.time, settle_s: float = 0.1
+) -> Ended:
+    """Run a command as the only one in a results directory, to its end.
+
+    Raises:
+        Held, Refused, DirectoryProblem: as `claim` does; nothing was started.
+        BadUsage: the command cannot be executed.
+    """
+    made = claim(directory, clock, settle_s)
+    try:
+        return _Supervisor(plan, made).run()
+    except BaseException:
+        made.lock.withdraw()
+        made.lock.close()
+        raise
+
+
+class _Supervisor:
+    def __init__(self, plan: LaunchPlan, made: Claim) -> None:
+        self.plan = plan
+        self.claim = made
+        self.child: ProcessId | None = None
+        self.asked: int | None = None
+        self.asked_at = 0.0
+        self.terminal = _controlling_terminal()
+        self.log_position = os.fstat(made.log.fd).st_size
+        self.log_reader = -1
+        self.wakeup = -1
+        self.before: dict[int, object] = {}
+
+    def run(self) -> Ended:
+        began = time.monotonic()
+        _become_subreaper()
+        self._listen()
+        gate, problem = self._fork()
+        try:
+            self._publish()
+        except BaseException:
+            os.close(gate)  # the child sees the end of the pipe and leaves without having executed anything
+            self._reap(os.WUNTRACED, block=True)
+            self._restore()
+            raise
+        os.write(gate, b"go")
+        os.close(gate)
+        failure = _read_failure(problem)
+        self.claim.keep(self._stop_for_conflict)
+        status = self._watch()
+        return self._finish(status, failure, time.monotonic() - began)
+
+    def _fork(self) -> tuple[int, int]:
+        """Fork a child that waits at a gate, so that the label names it before it executes anything."""
+        gate_read, gate_write = os.pipe()
+        problem_read, problem_write = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.close(gate_write)
+            os.close(problem_read)
+            self._be_child(gate_read, problem_write)
+        os.close(gate_read)
+        os.close(problem_write)
+        with contextlib.suppress(OSError):  # the child does the same: whoever is first
+            os.setpgid(pid, pid)
+        if self.terminal >= 0:
+            with contextlib.suppress(OSError):
+                os.tcsetpgrp(self.terminal, pid)
+        self.child = process.identify(pid) or ProcessId(process.here(), pid, 0)
+        return gate_write, problem_read
+
+    def _be_child(self, gate: int, problem: int) -> NoReturn:
+        try:
+            with contextlib.suppress(OSError):
+                os.setpgid(0, 0)
+            if os.read(gate, 2) != b"go":
+                os._exit(125)
+            # SIGINT back to its default even if inherited as ignored: `solorun stop` must reach any command.
+            for number in (signal.SIGINT, *_FORWARDED, signal.SIGTTOU, signal.SIGCHLD, signal.SIGPIPE):
+                if number == signal.SIGHUP and self.before.get(number) == signal.SIG_IGN:
+                    continue
+                signal.signal(number, signal.SIG_DFL)
+            os.set_inheritable(self.claim.lock.truth, True)
+            os.dup2(self.claim.log.fd, 1)
+            os.dup2(self.claim.log.fd, 2)
+            os.chdir(self.plan.cwd)
+            os.execvpe(self.plan.argv[0], self.plan.argv, self._environment())  # noqa: S606 - no shell on purpose
+        except BaseException as error:
+            os.write(problem, str(getattr(error, "strerror", None) or error).encode())
+        finally:
+            os._exit(127)
+
+    def _environment(self) -> dict[str, str]:
+        me = process.identify_self()
+        return {
+            **self.plan.env,
+            RUN_ID_VARIABLE: self.claim.run_id,
+            LOCK_VARIABLE: str(self.claim.lock.truth),
+            SUPERVISOR_VARIABLE: f"{me.pid}:{me.started}",
+            # A pipe or a file makes Python buffer whole blocks: the log would lag by minutes.
+            "PYTHONUNBUFFERED": self.plan.env.get("PYTHONUNBUFFERED", "1"),
+        }
+
+    def _publish(self) -> None:
+        assert self.child is not None  # noqa: S101 - _fork has set it
+        me = process.identify_self()
+        self.claim.publish(self.child, self.plan.argv, supervisor=me, adopted=False)
+
+    def _listen(self) -> None:
+        read, self.wakeup = os.pipe()
+        self.wake_read = read
+        os.set_blocking(read, False)
+        os.set_blocking(self.wakeup, False)
+        signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
+        for number in _FORWARDED:
+            before = signal.getsignal(number)
+            if number == signal.SIGHUP and before == signal.SIG_IGN:
+                self.before[number] = before
+                continue
+            self.before[number] = signal.signal(number, self._forward)
+        self.before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda _n, _f: None)
+        # In the background of its own terminal the supervisor still writes to it and takes it back at the end.
+        self.before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+    def _restore(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, before in self.before.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)  # type: ignore[arg-type]
+        os.close(self.wake_read)
+        os.close(self.wakeup)
+        if self.log_reader >= 0:
+            os.close(self.log_reader)
+        if self.terminal >= 0:
+            with contextlib.suppress(OSError):
+                os.tcsetpgrp(self.terminal, os.getpgrp())
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if self.asked == number and time.monotonic() - self.asked_at < SAME_REQUEST_S:
+                return
+            self.asked_at = time.monotonic()
+            self.asked = self.asked or number
+            self.claim.event("stop requested", signal=number)
+        self._signal_run(number)
+
+    def _stop_for_conflict(self, _reason: str) -> None:
+        self.asked = self.asked or signal.SIGINT
+        self._signal_run(signal.SIGINT)
+
+    def _signal_run(self, number: int) -> None:
+        """To the trainer alone when it has adopted the lock and answers itself; else to the command's whole group."""
+        owner = self.claim.owner
+        with contextlib.suppress(OSError):
+            if owner is not None and owner.adopted and process.send(owner.process, number):
+                return
+            if self.child is not None and (process.send_group(self.child, number) or process.send(self.child, number)):
+                return
+            for survivor in process.carriers(self.claim.run_id):
+                process.send(survivor, number)
+
+    def _watch(self) -> int:
+        """Copy output and wait until the command and everything that it left running has ended; its wait status."""
+        result: int | None = None
+        told = False
+        while True:
+            self._copy_log()
+            for pid, status in self._reap(os.WUNTRACED, block=False):
+                if os.WIFSTOPPED(status):
+                    self._job_control(pid, os.WSTOPSIG(status))
+                elif self.child is not None and pid == self.child.pid:
+                    result = status
+            if result is not None:
+                survivors = process.carriers(self.claim.run_id)
+                if not survivors:
+                    self._copy_log()
+                    return result
+                self._hold_for(survivors, told)
+                told = True
+            else:
+                self._relabel_if_dead()
+            select.select([self.wake_read], [], [], _TICK_S)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.wake_read, 4096)
+
+    def _hold_for(self, survivors: list[ProcessId], told: bool) -> None:
+        owner = self.claim.owner
+        if owner is not None and owner.process not in survivors:
+            self.claim.relabel(survivors[0])  # a label with a dead PID would let an old-style trainer in
+        if not told:
+            pids = ", ".join(str(survivor.pid) for survivor in survivors)
+            self.claim.event("survivors", pids=[survivor.pid for survivor in survivors])
+            self.claim.log.write(
+                f"solorun: the command ended, but processes of it still run (PID {pids}); "
+                f"the directory stays held until they end (`solorun stop` ends them)"
+            )
+
+    def _relabel_if_dead(self) -> None:
+        owner = self.claim.owner
+        if owner is None or self.child is None or owner.process == self.child or process.is_alive(owner.process):
+            return
+        self.claim.relabel(self.child)
+
+    def _reap(self, options: int, *, block: bool) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, options | (0 if block else os.WNOHANG))
+            except ChildProcessError:
+                return found
+            if pid == 0:
+                return found
+            found.append((pid, status))
+            if block:
+                return found
+
+    def _job_control(self, pid: int, number: int) -> None:
+        """Ctrl-Z at the terminal: suspend along with the command, and wake it when the shell wakes us."""
+        if self.terminal < 0 or number != signal.SIGTSTP or self.child is None or pid != self.child.pid:
+            return
+        os.tcsetpgrp(self.terminal, os.getpgrp())
+        os.kill(os.getpid(), signal.SIGSTOP)
+        with contextlib.suppress(OSError):
+            os.tcsetpgrp(self.terminal, pid)
+            os.killpg(pid, signal.SIGCONT)
+
+    def _copy_log(self) -> None:
+        if self.plan.output is None:
+            return
+        try:
+            if self.log_reader < 0:
+                self.log_reader = os.open("training.log", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.claim.lock.fd)
+            while data := os.pread(self.log_reader, 1 << 16, self.log_position):
+                self.log_position += len(data)
+                os.write(self.plan.output, data)
+        except OSError:  # the terminal is gone; the run goes on
+            return
+
+    def _finish(self, status: int, failure: str, seconds: float) -> Ended:
+        if failure:
+            outcome = Ended("crashed", 127, None, seconds)
+        elif os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            outcome = Ended("interrupted" if self.asked else "killed", 128 + number, number, seconds)
+        else:
+            code = os.WEXITSTATUS(status)
+            outcome = Ended(_state(code, self.asked), code, self.asked, seconds)
+        why = failure or (process.signal_name(outcome.signal) if outcome.signal else "")
+        self.claim.end(
+            outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why, announce=self._announce
+        )
+        self._restore()
+        if failure:
+            raise BadUsage(f"cannot execute {self.plan.argv[0]!r}: {failure}", "check the command after `--`")
+        return outcome
+
+    def _announce(self, _line: str) -> None:
+        self._copy_log()
+
+
+def _state(code: int, asked: int | None) -> State:
+    if asked is not None or code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
+        return "interrupted"
+    return "completed" if code == 0 else "crashed"
+
+
+def _controlling_terminal() -> int:
+    """The descriptor of the terminal whose foreground we are; -1 when there is none."""
+    try:
+        return 0 if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() else -1
+    except OSError:
+        return -1
+
+
+def _become_subreaper() -> None:
+    """Linux: orphans of the run become our children, so none of them can hide from the wait at the end."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _read_failure(problem: int) -> str:
+    with os.fdopen(problem, "rb") as pipe:
+        return pipe.read().decode("utf-8", "replace")
+
+
+def plan_command(argv: tuple[str, ...], cwd: Path, env: Mapping[str, str], output: int | None) -> LaunchPlan:
+    """A plan for a command line.
+
+    Raises:
+        BadUsage: no command was given.
+        DirectoryProblem: the working directory is gone.
+    """
+    if not argv:
+        raise BadUsage("no command was given", "write it after `--`: solorun start DIR -- python3 train.py")
+    if not cwd.is_dir():
+        raise DirectoryProblem(f"the working directory {str(cwd)!r} is gone", "change to a directory that exists")
+    own = (RUN_ID_VARIABLE, LOCK_VARIABLE, SUPERVISOR_VARIABLE)
+    return LaunchPlan(argv, cwd, {key: value for key, value in env.items() if key not in own}, output)

@@ -1,0 +1,152 @@
+"""Evidence on results directories, gathered at the edge without changing anything; `runstate` judges it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from solorun import process
+from solorun.label import look_at, read_label, read_owner
+from solorun.owner import (
+    Free,
+    Gone,
+    Held,
+    Here,
+    Label,
+    Owner,
+    ProcessId,
+    Stale,
+)
+from solorun.progress import read_progress
+from solorun.record import read_record
+from solorun.rundir import LOG, find_results_directories
+from solorun.runstate import NAMES, Elsewhere, Evidence, Hung, Running, RunState, Silent, Unreadable, classify, detail
+from solorun.settings import Settings
+
+
+def gather(
+    directory: Path, now: float, carriers: Callable[[str], Iterable[ProcessId]] = process.carriers
+) -> Evidence | Unreadable:
+    """Look at one directory, changing nothing.
+
+    Args:
+        directory: its path.
+        now: seconds since the epoch.
+        carriers: finds live processes of a run by its id.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        return Unreadable(str(directory), error.strerror or str(error))
+    try:
+        return _gather(str(directory), fd, now, carriers)
+    except OSError as error:
+        return Unreadable(str(directory), error.strerror or str(error))
+    finally:
+        os.close(fd)
+
+
+def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Iterable[ProcessId]]) -> Evidence:
+    verdict = look_at(fd)
+    label = read_label(fd)
+    label = label if isinstance(label, Label) else None
+    record = read_record(fd)
+    owner = read_owner(fd)
+    if isinstance(verdict, Held) and verdict.owner is None and verdict.pid:
+        owner = _old_style_owner(directory, fd, verdict.pid, label)
+    run_id = owner.run_id if owner else record.run_id if record and record.state == "running" else ""
+    over = isinstance(verdict, Free | Stale)
+    return Evidence(
+        directory=directory,
+        verdict=verdict,
+        owner=owner,
+        label=label,
+        label_alive=bool(label and label.pid and not isinstance(process.probe(label.pid), Gone)),
+        sighting=process.probe(owner.process.pid) if owner else Gone(),
+        survivors=tuple(carriers(run_id)) if over and run_id else (),
+        progress=read_progress(fd),
+        record=record,
+        log_age_s=_age(fd, now),
+    )
+
+
+def _old_style_owner(directory: str, fd: int, pid: int, label: Label | None) -> Owner | None:
+    """What the process table tells of a trainer that writes no record."""
+    seen = process.probe(pid)
+    if isinstance(seen, Gone):
+        return None
+    return Owner(
+        run_id="",
+        process=ProcessId(process.here(), pid, seen.started or 0),
+        supervisor=None,
+        adopted=True,
+        user=process.user_of(pid),
+        argv=process.argv(pid),
+        cwd=process.cwd(pid),
+        since=label.written if label else seen.born or 0.0,
+        directory=directory,
+        directory_inode=os.fstat(fd).st_ino,
+    )
+
+
+def _age(fd: int, now: float) -> float | None:
+    try:
+        return max(0.0, now - os.stat(LOG, dir_fd=fd).st_mtime)
+    except OSError:
+        return None
+
+
+def survey(roots: Iterable[Path], now: float, settings: Settings) -> list[tuple[Path, RunState, Evidence | None]]:
+    """The state of every results directory at or below the roots, sorted by path."""
+    places = {place.path for root in roots for place in find_results_directories(root)}
+    found: list[tuple[Path, RunState, Evidence | None]] = []
+    for path in sorted(places):
+        evidence = gather(path, now)
+        if isinstance(evidence, Unreadable):
+            found.append((path, evidence, None))
+        else:
+            found.append((path, classify(evidence, now, settings), evidence))
+    return found
+
+
+def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: float) -> dict[str, Any]:
+    """One run as `solorun status --json` tells it; the keys are frozen, new ones may be added."""
+    owner: Owner | None = getattr(state, "owner", None)
+    live = isinstance(state, Running | Silent | Hung | Elsewhere)
+    record = evidence.record if evidence else None
+    progress = evidence.progress if evidence else None
+    if owner is not None and progress is not None and progress.run_id != owner.run_id:
+        progress = None
+    return {
+        "directory": str(directory),
+        "state": NAMES[type(state)],
+        "pid": owner.process.pid if owner else None,
+        "user": owner.user if owner else record.user if record else None,
+        "since": owner.since if owner else record.started if record else None,
+        "step": progress.step if progress else record.last_step if record else None,
+        "total": progress.total or None if progress else record.total_steps if record else None,
+        "rate": progress.rate if progress and live else None,
+        "eta_s": progress.eta_s if progress and live else None,
+        "log_age_s": evidence.log_age_s if evidence else None,
+        "step_age_s": max(0.0, now - progress.time) if progress else None,
+        "phase": progress.phase if progress and live else None,
+        "run_id": owner.run_id if owner else record.run_id if record else None,
+        "host": owner.process.here.host if owner else record.host if record else None,
+        "command": list(owner.argv if owner else record.program if record else ()),
+        "memory_bytes": process.resident_bytes(owner.process.pid) if owner and _is_here(owner.process.here) else None,
+        "ended": record.state if record and not live else None,
+        "detail": detail(state),
+    }
+
+
+def _is_here(place: Here) -> bool:
+    here = process.here()
+    return (place.boot, place.namespace) == (here.boot, here.namespace)
+
+
+def wall_clock() -> float:
+    """Seconds since the epoch; the one place that the commands take the time from."""
+    return time.time()

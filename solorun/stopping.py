@@ -1,0 +1,61 @@
+"""The wish that a run ends: set by SIGINT, SIGTERM or SIGHUP, read by the run where it can leave safely."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+SAME_REQUEST_S = 0.25
+"""A second signal within this time is the first one again: `timeout` and shells signal a process and its group."""
+
+_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequest:
+    """A flag with a reason. The handler does nothing else: no saving, no printing inside a signal handler."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.reason = ""
+        self._asked_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run shall end at its next safe point."""
+        return bool(self.reason)
+
+    def ask(self, reason: str, number: int | None = None) -> None:
+        """Ask for a stop; the first reason counts."""
+        if not self.reason:
+            self.signal = number
+            self.reason = reason
+            self._asked_at = time.monotonic()
+
+    def listen(self) -> None:
+        """Install the handlers. Outside the main thread Python has none, and only `ask` works.
+
+        SIGINT is taken even when it was inherited as ignored: a script's `nohup cmd &` ignores it, and
+        `kill -SIGINT` must work. SIGHUP stays ignored if it was: that is what nohup is for.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _POLITE:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._before[number] = signal.signal(number, self._handle)
+
+    def forget(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, before in self._before.items():
+            # A handler that was not installed from Python reads as None and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+        self._before.clear()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT and time.monotonic() - self._asked_at > SAME_REQUEST_S:
+            raise KeyboardInterrupt  # asked twice at the keyboard: leave at once
+        self.ask(signal.Signals(number).name, number)

@@ -1,0 +1,23 @@
+"""How things are said to a person: durations and command lines."""
+
+from __future__ import annotations
+
+import shlex
+
+
+def ago(seconds: float) -> str:
+    """A duration as a person says it: 12 s, 3 min, 5 h 20 min, 2 d 4 h."""
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min"
+    if whole < 172_800:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def command_line(argv: tuple[str, ...]) -> str:
+    """A command on one line, control characters shown, cut to what a terminal can take."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shlex.join(argv))
+    return text if len(text) <= 160 else text[:157] + "..."
