@@ -39,5 +39,5 @@ class CheckpointMismatch(KssmError):
     exit_code = 2
 
 
-class Stopped(Exception):  # noqa: N818 - an answer to a request, not an error
+class Stopped(Exception):
     """A stop was asked for while a phase other than a training step was under way."""

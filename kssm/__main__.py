@@ -1,0 +1,7 @@
+"""`python3 -m kssm`."""
+
+import sys
+
+from kssm.cli import main
+
+sys.exit(main())

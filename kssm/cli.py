@@ -1,0 +1,275 @@
+"""The `kssm` command. Takes the lock before torch is imported, so that a refusal comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import solorun
+from kssm.config import ModelName
+from kssm.errors import BadUsage, KssmError
+from kssm.wishes import Wishes
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The project's root in a checkout."""
+
+_TRAINING: dict[str, tuple[type, str]] = {
+    "max_steps": (int, "optimizer steps of the whole run"),
+    "batch_size": (int, "sequences per micro-batch"),
+    "gradient_accumulation": (int, "micro-batches per optimizer step"),
+    "seq_length": (int, "tokens per sequence"),
+    "lr": (float, "peak learning rate"),
+    "warmup_steps": (int, "steps of linear warm-up"),
+    "lambda_reg": (float, "weight of v3's regulariser"),
+    "seed": (int, "seed of initial values, data order and noise"),
+    "save_interval": (int, "steps between checkpoints"),
+    "eval_interval": (int, "steps between evaluations"),
+    "eval_batches": (int, "batches per evaluation"),
+    "log_interval": (int, "steps between log lines"),
+    "keep": (int, "newest checkpoints to keep, beside the best"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    return _guarded(_parser().parse_args(argv))
+
+
+def train_main(model: ModelName, argv: Sequence[str] | None = None) -> int:
+    """What `kssm/train_kssm_v3.py` and its sister run: `kssm train MODEL` with the same flags."""
+    parser = argparse.ArgumentParser(description=f"Train K-SSM {model}, the only run in its results directory.")
+    _add_training(parser, model)
+    return _guarded(parser.parse_args(argv))
+
+
+def _guarded(arguments: argparse.Namespace) -> int:
+    try:
+        code: int = arguments.run(arguments)
+    except solorun.SolorunError as error:
+        return _fail(solorun.explain(error), error.exit_code)
+    except KssmError as error:
+        return _fail(_explain(error), error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    return code
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"kssm: {text}", file=sys.stderr)
+    return code
+
+
+def _explain(error: KssmError) -> str:
+    return error.what + (f"\n  next: {error.next_step}" if error.next_step else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kssm", description="Kuramoto State-Space language models.")
+    parser.add_argument("--version", action="version", version=f"kssm {solorun.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    train = commands.add_parser("train", help="train a model").add_subparsers(metavar="MODEL", required=True)
+    for name in ("v2", "v3"):
+        _add_training(train.add_parser(name, help=f"K-SSM {name}"), name)
+    _add_sample(commands.add_parser("sample", help="text from a checkpoint"))
+    _add_evaluate(commands.add_parser("evaluate", help="loss of a checkpoint on held-out text"))
+    _add_corpus(commands.add_parser("corpus", help="make a token file, or tell what is in one"))
+    return parser
+
+
+def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
+    parser.add_argument("--size", choices=("tiny", "small", "medium", "large"), help="default: by device")
+    for name, (kind, text) in _TRAINING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+    _add_text(parser)
+    parser.add_argument("--output-dir", type=Path, help=f"results directory (default results/kssm_{model})")
+    _add_device(parser)
+    parser.add_argument("--published", action="store_true", default=None, help="published initial values and noise")
+    if model == "v3":
+        parser.add_argument("--monostable", action="store_true", help="the published ablation: no clamp on u")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--resume", action="store_true", help="there must be a checkpoint to continue")
+    which.add_argument("--fresh", action="store_true", help="archive what is there and start anew")
+    parser.set_defaults(run=_train, model=model, monostable=False)
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, help=".txt or .jsonl file, or a folder of them (default: the plays)")
+    parser.add_argument("--vocabulary", help="bpe, bpe:SIZE, bytes, tiktoken:NAME or a tokenizer's .json (default bpe)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="results directory or checkpoint file")
+    _add_device(parser)
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint(parser)
+    parser.add_argument("--prompt", default="The ")
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-k", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_sample)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint(parser)
+    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    _add_text(parser)
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_corpus)
+
+
+def _wishes(arguments: argparse.Namespace) -> Wishes:
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in _TRAINING}
+    shape: dict[str, Any] = {}
+    if arguments.published:
+        shape["published"] = True
+    if arguments.monostable:
+        shape["bistable"] = False
+    return Wishes(
+        model=arguments.model,
+        size=arguments.size,
+        training={name: value for name, value in given.items() if value is not None},
+        shape=shape,
+        text=arguments.data_dir,
+        vocabulary=arguments.vocabulary,
+        device=arguments.device,
+        precision=arguments.precision,
+        resume=arguments.resume,
+        fresh=arguments.fresh,
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    _require_libraries()
+    wishes = _wishes(arguments)
+    directory = arguments.output_dir or _default_results(arguments.model)
+    with solorun.hold(directory, announce=_announce) as run:
+        try:
+            _train_held(wishes, run)
+        except KssmError as error:
+            run.log(f"ERROR: {_explain(error)}")
+            run.event("failed", what=error.what)
+            raise SystemExit(_fail(_explain(error), error.exit_code)) from None
+        if not run.should_stop:
+            _say_what_next(directory)
+    return 0
+
+
+def _announce(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except OSError:  # the terminal is gone
+        return
+
+
+def _train_held(wishes: Wishes, run: solorun.Run) -> None:
+    _announce(f"run {run.run_id} in {run.directory}, PID {os.getpid()}")
+    run.log(f"run {run.run_id} in {run.directory}, PID {os.getpid()}")
+    # Waiting threads that spin make two threads slower than one on a machine that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from kssm.report import Report
+    from kssm.train import train
+
+    train(wishes, cache_directory(), run, Report(run.log))
+
+
+def _say_what_next(directory: Path) -> None:
+    where = _relative(directory)
+    _announce(
+        f"\nmade in {where}: checkpoints, best_model.safetensors, metrics.jsonl, training.log\n"
+        f"next:\n"
+        f"  kssm sample {where} --prompt 'To be'      text from the best model\n"
+        f"  kssm evaluate {where}                     its loss on the held-out text\n"
+        f"  solorun status {where}                    how the run ended"
+    )
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    _require_libraries()
+    from kssm.use import open_model
+
+    if arguments.tokens < 1:
+        raise BadUsage("--tokens counts tokens, 1 or more", "write, for example, --tokens 200")
+    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision)
+    print(opened.text(arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _require_libraries()
+    from kssm.use import open_model
+
+    if arguments.batches < 1:
+        raise BadUsage("--batches counts batches, 1 or more", "write, for example, --batches 20")
+    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision)
+    for line in opened.evaluation(arguments.batches, as_json=arguments.json):
+        print(line)
+    return 0
+
+
+def _corpus(arguments: argparse.Namespace) -> int:
+    _require_libraries()
+    from kssm.corpus import prepare
+    from kssm.report import corpus_lines
+
+    corpus = prepare(
+        arguments.data_dir, cache_directory(), arguments.vocabulary or "bpe",
+        report=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    for line in corpus_lines(corpus, as_json=arguments.json):
+        print(line)
+    return 0
+
+
+def _named(arguments: argparse.Namespace) -> Path:
+    return arguments.directory or _default_results("v3")
+
+
+def project_root() -> Path:
+    """The checkout that this package is in, or the working directory when it was installed elsewhere."""
+    return ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _default_results(model: str) -> Path:
+    return project_root() / "results" / f"kssm_{model}"
+
+
+def cache_directory() -> Path:
+    """Where token files lie."""
+    return Path(os.environ.get("KSSM_CACHE", "") or project_root() / "data")
+
+
+def _require_libraries() -> None:
+    missing = [name for name in ("torch", "numpy", "tokenizers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BadUsage(
+            f"{', '.join(missing)} is not installed for {sys.executable}",
+            "run `make install` in the project, then use .venv/bin/python3 (or `. .venv/bin/activate`)",
+        )

@@ -1,0 +1,285 @@
+"""The training loop: steps, evaluations and saves until done or told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from kssm import checkpoint
+from kssm.batches import Batch, validation_batches
+from kssm.config import ModelConfig, TrainConfig, as_facts
+from kssm.corpus import Corpus
+from kssm.device import Compute
+from kssm.errors import CheckpointError, Stopped
+from kssm.evaluate import Evaluation, evaluate
+from kssm.model_blocks import KSSM
+from kssm.report import Report, evaluation_lines, metrics_row, sample_lines, step_line
+from kssm.sample import sample
+from kssm.snapshot import Snapshot, SnapshotFacts, TrainState, model_tensors, optimizer_tensors
+from kssm.step import Stepper, StepResult
+
+PROMPT = "The "
+SAMPLE_TOKENS = 48
+
+
+class Guard(Protocol):
+    """What the loop needs from whoever guards the run."""
+
+    @property
+    def run_id(self) -> str:
+        """Names the run in every checkpoint."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the results directory is now."""
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to leave at the next safe point."""
+
+    @property
+    def stop_reason(self) -> str:
+        """Why."""
+
+    def progress(self, step: int, total: int) -> None:
+        """A step is done."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Be in another phase for a while."""
+
+    def beat(self) -> None:
+        """The run is alive within a long phase."""
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """A line of metrics."""
+
+    def event(self, name: str, **facts: Any) -> None:
+        """An event of the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a checkpoint says of the run beside its state.
+
+    Args:
+        corpus: the tokens.
+        source: text that was named, empty for the embedded one.
+        vocabulary: tokenizer that was asked for.
+        lineage: ids of the runs that this one continues, oldest first, its own last.
+    """
+
+    corpus: Corpus
+    source: str
+    vocabulary: str
+    lineage: tuple[str, ...]
+
+
+class Loop:
+    """One run from its first step to its last.
+
+    Args:
+        model: with its weights.
+        stepper: with its optimizer's state.
+        model_config: of the model.
+        config: of the training.
+        compute: device and precision.
+        origin: what checkpoints say beside the state.
+        state: how far the run has come.
+        guard: who is told and asked.
+        report: lines for people.
+    """
+
+    def __init__(
+        self,
+        model: KSSM,
+        stepper: Stepper,
+        model_config: ModelConfig,
+        config: TrainConfig,
+        compute: Compute,
+        origin: Origin,
+        state: TrainState,
+        guard: Guard,
+        report: Report,
+    ) -> None:
+        self.model = model
+        self.stepper = stepper
+        self.model_config = model_config
+        self.config = config
+        self.compute = compute
+        self.origin = origin
+        self.state = state
+        self.guard = guard
+        self.report = report
+        self.saved_step = state.step
+        self.last_evaluation: Evaluation | None = None
+
+    def run(self) -> bool:
+        """Train to the last step. False when a stop was asked for; its state is saved then.
+
+        Raises:
+            CheckpointError: the state at the end cannot be saved.
+            KssmError: loss or gradient are not finite, or memory is full.
+        """
+        total = self.config.max_steps
+        self.report.begin("training", "step", self.state.step, total)
+        try:
+            self._catch_up()
+            while self.state.step < total and not self.guard.should_stop:
+                self._advance()
+        except Stopped:
+            pass
+        self.report.end()
+        done = self.state.step >= total and self._evaluated()
+        if not done:
+            self.report.say(
+                f"TRAINING INTERRUPTED - Saving state... ({self.guard.stop_reason}, step {self.state.step})"
+            )
+        self._save_last()
+        return done
+
+    def _evaluated(self) -> bool:
+        return self.state.evaluated_step == self.state.step
+
+    def _catch_up(self) -> None:
+        """The evaluation that is due at the step where the run begins: at step 0, or one that a stop cut short."""
+        if self._due(self.config.eval_interval) and not self._evaluated():
+            self._evaluate()
+
+    def _advance(self) -> None:
+        result = self.stepper.step(self.state.step)
+        step = self.state.step + 1
+        self.state = replace(self.state, step=step, tokens_seen=self.state.tokens_seen + result.tokens)
+        self.guard.progress(step, self.config.max_steps)
+        self.report.advance(step, f"loss {result.loss:.3f} R {result.order_parameter:.3f}")
+        evaluation_due = self._due(self.config.eval_interval)
+        if evaluation_due or self._due(self.config.log_interval):
+            self.report.say(step_line(self.model_config.name, step, self.config.max_steps, result))
+        self._measure(step, result, evaluation_due)
+        if step % self.config.save_interval == 0 and step < self.config.max_steps:
+            self._save_or_warn()
+
+    def _measure(self, step: int, result: StepResult, evaluation_due: bool) -> None:
+        found: Evaluation | None = None
+        try:
+            if evaluation_due:
+                found = self._evaluate(result.order_parameter_layers)
+        finally:
+            if evaluation_due or self._due(self.config.log_interval):
+                self.guard.metrics(metrics_row(step, result, found))
+
+    def _due(self, interval: int) -> bool:
+        return self.state.step % interval == 0 or self.state.step == self.config.max_steps
+
+    def _evaluate(self, layers: tuple[float, ...] = ()) -> Evaluation:
+        """Evaluate, keep the best, show a sample.
+
+        Raises:
+            Stopped: a stop was asked for meanwhile.
+        """
+        with self.guard.phase("evaluating"):
+            found = evaluate(self.model, self._validation(), self.compute, self.config, self._asked_to_stop)
+        facts = self.origin.corpus.facts
+        for line in evaluation_lines(
+            self.state.step, found, layers, facts.validation_cross_entropy, facts.bigram_entropy
+        ):
+            self.report.say(line)
+        best = found.ce < self.state.best_loss
+        self.state = replace(self.state, evaluated_step=self.state.step, best_loss=min(found.ce, self.state.best_loss))
+        self.last_evaluation = found
+        if best and self.state.step:
+            self._save_or_warn(best=True)
+        self.show_sample()
+        self.report.resume_clock()
+        return found
+
+    def _validation(self) -> Iterator[Batch]:
+        """The same windows at every evaluation, as many at a time as memory has proven to take."""
+        config, held_out = self.config, self.origin.corpus.validation
+        size = self.stepper.micro_batch
+        for batch in validation_batches(
+            held_out, count=config.eval_batches, rows=config.batch_size, length=config.seq_length
+        ):
+            yield from (batch[first : first + size] for first in range(0, len(batch), size))
+
+    def _asked_to_stop(self) -> bool:
+        self.guard.beat()
+        return self.guard.should_stop
+
+    def show_sample(self) -> None:
+        """Say a sample of what the model writes now.
+
+        Raises:
+            Stopped: a stop was asked for meanwhile.
+        """
+        with self.guard.phase("sampling"):
+            text = sample_text(self.model, self.origin.corpus, PROMPT, SAMPLE_TOKENS, 0.8, 40, self._asked_to_stop)
+        self.report.say(f"sample at step {self.state.step}:")
+        for line in sample_lines(text):
+            self.report.say(line)
+
+    def _save_or_warn(self, *, best: bool = False) -> None:
+        """Save; a disk that refuses costs this checkpoint, not the run: older ones stand, and the next is tried."""
+        try:
+            self._save(best=best)
+        except CheckpointError as error:
+            self.guard.event("save failed", step=self.state.step, what=error.what)
+            self.report.say(f"WARNING: {error.what}; training goes on ({error.next_step})")
+
+    def _save_last(self) -> None:
+        if self.state.step == 0:
+            self.report.say("no step was made: there is nothing to save")
+        elif self.state.step == self.saved_step:
+            path = checkpoint.checkpoint_path(Path(), self.state.step)
+            self.report.say(f"the state at step {self.state.step} is already saved in {path}")
+        else:
+            self._save()
+
+    def _save(self, *, best: bool = False) -> None:
+        directory = self.guard.directory
+        with self.guard.phase("saving"):
+            if not best:
+                self.guard.event("saving", step=self.state.step)
+            saved = checkpoint.save(directory, self._snapshot(best=best), best=best, report=self.report.say)
+            if not best:
+                self.saved_step = self.state.step
+                self.guard.event("saved", step=saved.step, path=saved.path.name, digest=saved.digest)
+                checkpoint.prune(directory, self.config.keep, self.origin.lineage)
+        self.report.say(f"saved {saved.path.name} at step {saved.step} in {saved.seconds:.2f} s")
+        self.report.resume_clock()
+
+    def _snapshot(self, *, best: bool) -> Snapshot:
+        tensors = model_tensors(self.model)
+        if not best:  # the best model is for use, not for continuing
+            tensors |= optimizer_tensors(self.stepper.optimizer, self.model.named_parameters())
+        facts = SnapshotFacts(
+            state=self.state,
+            model=as_facts(self.model_config),
+            training=as_facts(self.config),
+            corpus_fingerprint=self.origin.corpus.fingerprint,
+            corpus_source=self.origin.source,
+            vocabulary=self.origin.vocabulary,
+            run_id=self.guard.run_id,
+            lineage=self.origin.lineage,
+            micro_batch=self.stepper.micro_batch,
+        )
+        return Snapshot(tensors, facts)
+
+
+def sample_text(
+    model: KSSM,
+    corpus: Corpus,
+    prompt: str,
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    should_stop: Callable[[], bool] = lambda: False,
+    seed: int = 0,
+) -> str:
+    """Prompt and continuation as text."""
+    tokenizer = corpus.tokenizer()
+    ids = [int(i) for i in tokenizer.encode_pieces([prompt])[0]] or [corpus.facts.end]
+    drawn = sample(model, ids, count, temperature=temperature, top_k=top_k, seed=seed, should_stop=should_stop)
+    return prompt + tokenizer.decode(drawn)

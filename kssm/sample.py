@@ -1,0 +1,76 @@
+"""Text from a model, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kssm.errors import BadUsage, Stopped
+from kssm.model_blocks import KSSM
+
+
+def sample(
+    model: KSSM,
+    prompt_ids: Sequence[int],
+    count: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[int]:
+    """Continue a prompt; the global random state and the model stay as they are.
+
+    Args:
+        model: on any device.
+        prompt_ids: one token id or more; only the last `positions` of prompt and continuation are read.
+        count: how many tokens to draw.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw among the k likeliest; None draws among all.
+        seed: of the draws, which are the same on every device for the same logits.
+        should_stop: asked before each token.
+
+    Returns:
+        The drawn ids, without the prompt.
+
+    Raises:
+        BadUsage: an empty prompt, an id outside the vocabulary, a negative temperature, a top_k below 1.
+        Stopped: should_stop said so.
+    """
+    _require_usable(prompt_ids, model.config.vocabulary, temperature, top_k)
+    draws = torch.Generator().manual_seed(seed)
+    noise = model.evaluation_noise(seed)
+    device = model.embedding.weight.device
+    ids = list(prompt_ids)
+    with torch.inference_mode():
+        for _ in range(count):
+            if should_stop():
+                raise Stopped
+            context_1S = torch.tensor([ids[-model.config.positions :]], device=device)
+            hidden_1SD = model(context_1S, noise).hidden_BSD
+            ids.append(_draw(model.logits(hidden_1SD[:, -1]).squeeze(0), temperature, top_k, draws))
+    return ids[len(prompt_ids) :]
+
+
+def _draw(logits_V: Tensor, temperature: float, top_k: int | None, draws: torch.Generator) -> int:
+    logits_V = logits_V.float().cpu()
+    if temperature == 0:
+        return int(logits_V.argmax())
+    if top_k is not None and top_k < len(logits_V):
+        smallest_kept = logits_V.topk(top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < smallest_kept, -torch.inf)
+    probabilities_V = (logits_V / temperature).softmax(-1)
+    return int(torch.multinomial(probabilities_V, 1, generator=draws))
+
+
+def _require_usable(prompt_ids: Sequence[int], V: int, temperature: float, top_k: int | None) -> None:
+    if not prompt_ids:
+        raise BadUsage("the prompt has no token to continue", "give a prompt of one token or more")
+    if not all(0 <= token < V for token in prompt_ids):
+        raise BadUsage(f"the prompt has a token outside the vocabulary of {V}", "use the model's own tokenizer")
+    if temperature < 0:
+        raise BadUsage(f"temperature is {temperature}; it divides the logits", "use 0 or more")
+    if top_k is not None and top_k < 1:
+        raise BadUsage(f"top_k is {top_k}; a token must remain to be drawn", "use 1 or more, or leave it out")

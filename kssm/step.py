@@ -1,0 +1,189 @@
+"""One optimizer step: micro-batches that fit the memory, gradients, clipping, AdamW, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kssm.config import TrainConfig
+from kssm.device import Compute, clear_caches, is_out_of_memory
+from kssm.errors import KssmError
+from kssm.model_blocks import KSSM
+from kssm.objective import Objective, objective
+from kssm.schedule import lr_at
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer step in numbers; means over its tokens.
+
+    Args:
+        loss: `ce + lambda_reg * reg`.
+        ce: cross-entropy, nats per token.
+        reg: the regulariser before its weight; 0 for v2.
+        order_parameter: R, mean over tokens and layers.
+        order_parameter_std: its standard deviation over the tokens of a micro-batch.
+        order_parameter_layers: R of each layer.
+        u: mean u over tokens and layers; None for v2.
+        grad_norm: global norm of the gradient before clipping.
+        lr: learning rate of this step.
+        tokens: tokens trained on in this step.
+        seconds: wall time of this step.
+    """
+
+    loss: float
+    ce: float
+    reg: float
+    order_parameter: float
+    order_parameter_std: float
+    order_parameter_layers: tuple[float, ...]
+    u: float | None
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+
+
+def noise_seed(seed: int, step: int, micro_batch: int) -> int:
+    """Seed of a micro-batch's noise, a pure function: a resumed run needs no stored random state."""
+    digest = hashlib.blake2b(f"noise {seed} {step} {micro_batch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # generators take seeds below 2^63
+
+
+def adamw(model: KSSM, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone.
+
+    Departure: the published trainers decay every parameter. That would draw omega to one phase, delta to no spread and
+    the norms' gains to 0, which is a pull on the dynamics and not on the complexity of the map.
+    """
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+
+class Stepper:
+    """Takes optimizer steps; a step either happens as a whole or leaves the weights alone.
+
+    Args:
+        model: on the device of `compute`.
+        config: of the run.
+        compute: device and precision.
+        batch: `batch(step)` gives the token ids of a step, [rows, S + 1] with rows the effective batch.
+        log: takes a line for people.
+
+    Attributes:
+        optimizer: AdamW, for checkpoints.
+        micro_batch: sequences at a time; halves itself when memory is full, and may be set.
+    """
+
+    def __init__(
+        self,
+        model: KSSM,
+        config: TrainConfig,
+        compute: Compute,
+        batch: Callable[[int], NDArray[np.integer]],
+        log: Callable[[str], None],
+    ) -> None:
+        self.model = model
+        self.optimizer = adamw(model, config)
+        self.micro_batch = config.batch_size
+        self._config = config
+        self._compute = compute
+        self._batch = batch
+        self._log = log
+        self._noise = torch.Generator(compute.device)
+
+    def step(self, step: int) -> StepResult:
+        """Train on the batch of one step.
+
+        Args:
+            step: counts from 0; with weights, optimizer state and micro-batch it determines the result, on a CPU
+                to the bit.
+
+        Raises:
+            KssmError: loss or gradient are not finite, or one sequence does not fit the memory.
+        """
+        began = time.perf_counter()
+        rows = torch.from_numpy(self._batch(step).astype(np.int64)).to(self._compute.device)
+        sums = self._gradients_within_memory(step, rows)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
+        # One wait for the device in a step, and before the weights change.
+        loss, ce, reg, std, u, grad_norm, *layers = torch.cat((sums[:5], norm[None], sums[5:])).tolist()
+        self._require_finite(step, loss, grad_norm)
+        lr = lr_at(step, self._config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return StepResult(
+            loss=loss, ce=ce, reg=reg, order_parameter=sum(layers) / len(layers), order_parameter_std=std,
+            order_parameter_layers=tuple(layers), u=u if self.model.config.name == "v3" else None,
+            grad_norm=grad_norm, lr=lr, tokens=rows.shape[0] * (rows.shape[1] - 1),
+            seconds=time.perf_counter() - began,
+        )  # fmt: skip
+
+    def _gradients_within_memory(self, step: int, rows: Tensor) -> Tensor:
+        """Gradients of the whole batch, with as small a micro-batch as it takes."""
+        while True:
+            try:
+                return self._gradients(step, rows)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the handler: while the error lives, its traceback holds the failed pass's tensors.
+            self.optimizer.zero_grad(set_to_none=True)
+            clear_caches(self._compute.device)
+            self._halve_micro_batch(step, len(rows))
+
+    def _gradients(self, step: int, rows: Tensor) -> Tensor:
+        """Accumulates gradients; returns the step's mean loss, ce, reg, std of R, u and R of each layer."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: list[Tensor] = []
+        for index, part in enumerate(torch.split(rows, self.micro_batch)):
+            self._noise.manual_seed(noise_seed(self._config.seed, step, index))
+            with self._compute.autocast():
+                result = objective(self.model, part, self._noise, self._config)
+            share = len(part) / len(rows)
+            (result.loss * share).backward()  # type: ignore[no-untyped-call]
+            sums.append(_measurements(result) * share)
+        return torch.stack(sums).sum(0)
+
+    def _halve_micro_batch(self, step: int, rows: int) -> None:
+        size = min(self.micro_batch, rows)
+        if size == 1:
+            raise KssmError(
+                f"step {step}: out of memory with one sequence of {self._config.seq_length} tokens at a time",
+                "choose a smaller --size or --seq-length, or stop other programs that use this device",
+            )
+        self.micro_batch = math.ceil(size / 2)
+        self._log(
+            f"step {step}: out of memory with {size} sequences at a time; "
+            f"going on with {self.micro_batch}, the effective batch stays {rows}"
+        )
+
+    def _require_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        raise KssmError(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}; the weights are as they were before this step",
+            "continue from the last checkpoint with a lower --lr",
+        )
+
+
+def _measurements(result: Objective) -> Tensor:
+    """[loss, ce, reg, std of R, u, R of each layer], detached."""
+    features = result.features
+    u = features.u_L.mean() if features.u_L is not None else result.ce.new_zeros(())
+    scalars = torch.stack((result.loss, result.ce, result.reg, features.order_parameter_std, u))
+    return torch.cat((scalars, features.order_parameter_L)).detach()

@@ -1,0 +1,221 @@
+"""One training run from start-up to its end: text, checkpoint, model, loop. Everything slow asks for a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from kssm import checkpoint
+from kssm.batches import Batch, batch_at, batch_digest
+from kssm.checkpoint import Loaded
+from kssm.config import as_facts
+from kssm.corpus import Corpus, prepare
+from kssm.device import Compute, choose, default_size
+from kssm.errors import CheckpointError, Stopped
+from kssm.loop import Guard, Loop, Origin
+from kssm.models import build
+from kssm.plan import Plan, plan_continued, plan_fresh
+from kssm.report import Report
+from kssm.snapshot import TrainState, restore_model, restore_optimizer
+from kssm.step import Stepper
+from kssm.wishes import Wishes
+
+EMBEDDED = ""
+DEFAULT_VOCABULARY = "bpe"
+
+
+class RunGuard(Guard, Protocol):
+    """What a run needs from its guard beside what the loop does."""
+
+    def archive(self, names: Sequence[str]) -> Path | None:
+        """Move the files of earlier runs that match these patterns aside."""
+
+    def describe(self, *, fingerprint: str, parent_run_id: str | None) -> None:
+        """Write down what this run trains and which run it continues."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a training ended.
+
+    Args:
+        complete: whether every step is done.
+        state: how far it came; None when it was stopped before there was a model.
+        directory: where the results are.
+    """
+
+    complete: bool
+    state: TrainState | None
+    directory: Path
+
+
+def train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> Result:
+    """Train as wished in the guard's directory; a stop ends it early, with its state saved.
+
+    Args:
+        wishes: what a person said.
+        cache_dir: where token files lie.
+        guard: who holds the directory.
+        report: lines for people.
+
+    Raises:
+        KssmError: told in one line what a person must change.
+    """
+    try:
+        return _train(wishes, cache_dir, guard, report)
+    except Stopped:
+        report.end()
+        report.say(f"TRAINING INTERRUPTED - Saving state... ({guard.stop_reason}, before the first step)")
+        report.say("no step was made since the last checkpoint: there is nothing to save")
+        return Result(complete=False, state=None, directory=guard.directory)
+
+
+def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> Result:
+    compute = choose(wishes.device, wishes.precision)
+    torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
+    found = _find_checkpoint(wishes, guard, report)
+    corpus, source, vocabulary = _prepare_corpus(wishes, found, cache_dir, guard, report)
+    plan = _plan(wishes, found, corpus, compute)
+    _introduce(plan, corpus, compute, report)
+    lineage = (*(found.snapshot.facts.lineage if found else ()), guard.run_id)
+    _require_running(guard)
+    loop = _assemble(plan, compute, Origin(corpus, source, vocabulary, lineage), found, guard, report)
+    guard.describe(fingerprint=corpus.fingerprint[:12], parent_run_id=lineage[-2] if len(lineage) > 1 else None)
+    if _is_complete(loop):
+        report.say(f"this run is complete: {loop.state.step} of {plan.training.max_steps} steps are done")
+        return Result(True, loop.state, guard.directory)
+    guard.event("resumed" if found else "begun", step=loop.state.step)
+    with guard.phase("training"):
+        complete = loop.run()
+    if complete:
+        report.say(f"TRAINING COMPLETE: {loop.state.step} steps, best validation CE {loop.state.best_loss:.4f}")
+    return Result(complete, loop.state, guard.directory)
+
+
+def _require_running(guard: RunGuard) -> None:
+    if guard.should_stop:
+        raise Stopped
+
+
+def _is_complete(loop: Loop) -> bool:
+    return loop.state.step >= loop.config.max_steps and loop.state.evaluated_step == loop.state.step
+
+
+def _find_checkpoint(wishes: Wishes, guard: RunGuard, report: Report) -> Loaded | None:
+    directory = guard.directory
+    if wishes.fresh:
+        archived = guard.archive(("checkpoint_*", "best_model.*", "metrics.jsonl"))
+        if archived is not None:
+            report.say(f"--fresh: what was here is now in {archived}")
+        return None
+    found = checkpoint.newest_valid(directory, report.say)
+    _require_running(guard)
+    if found is None and wishes.resume:
+        raise CheckpointError(
+            f"--resume: there is no valid checkpoint in {directory}", "leave --resume out to start at step 0"
+        )
+    return found
+
+
+def _prepare_corpus(
+    wishes: Wishes, found: Loaded | None, cache_dir: Path, guard: RunGuard, report: Report
+) -> tuple[Corpus, str, str]:
+    """The corpus, and how it was named: as said, else as the checkpoint says, else the embedded text."""
+    facts = found.snapshot.facts if found else None
+    source = str(wishes.text.absolute()) if wishes.text else facts.corpus_source if facts else EMBEDDED
+    vocabulary = wishes.vocabulary or (facts.vocabulary if facts else DEFAULT_VOCABULARY)
+    with guard.phase("tokenizing"):
+        corpus = prepare(
+            source or None, cache_dir, vocabulary, should_stop=_asker(guard), progress=_Shown(report).show,
+            report=report.say,
+        )  # fmt: skip
+    report.end()
+    return corpus, source, vocabulary
+
+
+def _asker(guard: RunGuard) -> Callable[[], bool]:
+    def asked() -> bool:
+        guard.beat()
+        return guard.should_stop
+
+    return asked
+
+
+class _Shown:
+    """Shows the progress of reading text: a bar on a terminal, else a line for each phase and each half minute."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._phase = ""
+        self._told = time.monotonic()
+
+    def show(self, phase: str, done: int, total: int) -> None:
+        if phase != self._phase:
+            self._phase, self._told = phase, time.monotonic()
+            self._report.say(f"text: {phase}, {total / 1e6:.1f} MB")
+            self._report.begin(phase, "B", 0, total)
+        elif time.monotonic() - self._told > 30:
+            self._told = time.monotonic()
+            self._report.say(f"text: {phase}, {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+        self._report.advance(done)
+
+
+def _plan(wishes: Wishes, found: Loaded | None, corpus: Corpus, compute: Compute) -> Plan:
+    if found is not None:
+        return plan_continued(wishes, found.snapshot.facts, corpus.fingerprint, found.path)
+    return plan_fresh(wishes, wishes.size or default_size(compute.device), corpus.vocabulary)
+
+
+def _introduce(plan: Plan, corpus: Corpus, compute: Compute, report: Report) -> None:
+    model, training, facts = plan.model, plan.training, corpus.facts
+    report.say(
+        f"K-SSM {model.name}: D {model.hidden}, L {model.layers}, N {model.oscillators}, H {model.harmonics}, "
+        f"V {model.vocabulary:,} on {compute.device.type}, {compute.precision}, {torch.get_num_threads()} threads"
+    )
+    report.say(
+        f"text: {facts.source}: {facts.train.tokens:,} tokens to learn from, {facts.validation.tokens:,} held out "
+        f"({facts.split}), tokenizer {facts.tokenizer}, fingerprint {corpus.fingerprint[:12]}"
+    )
+    report.say(
+        f"training: {training.max_steps} steps of {training.batch_size} x {training.gradient_accumulation} sequences "
+        f"of {training.seq_length} tokens, lr {training.lr:g}, seed {training.seed}"
+    )
+
+
+def _assemble(
+    plan: Plan, compute: Compute, origin: Origin, found: Loaded | None, guard: RunGuard, report: Report
+) -> Loop:
+    model = build(plan.model, plan.training.seed).to(compute.device)
+    training, tokens = plan.training, origin.corpus.train
+    rows, length, seed = training.rows, training.seq_length, training.seed
+    stepper = Stepper(
+        model, training, compute,
+        batch=lambda step: batch_at(tokens, seed=seed, step=step, rows=rows, length=length),
+        log=report.say,
+    )  # fmt: skip
+    state = TrainState(step=0, tokens_seen=0)
+    if found is not None:
+        state = found.snapshot.facts.state
+        restore_model(model, found.snapshot.tensors)
+        restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
+        if found.snapshot.facts.training == as_facts(training):
+            stepper.micro_batch = max(1, min(stepper.micro_batch, found.snapshot.facts.micro_batch))
+        _receipt(found, batch_at(tokens, seed=seed, step=state.step, rows=rows, length=length), report)
+    else:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        report.say(f"starting at step 0 with {count:,} parameters")
+    return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report)
+
+
+def _receipt(found: Loaded, next_batch: Batch, report: Report) -> None:
+    """What exactly is continued: enough to check afterwards that nothing was lost or repeated."""
+    facts = found.snapshot.facts
+    report.say(
+        f"resumed from {found.path.name} (sha256 {found.digest[:16]}, run {facts.run_id}) at step {facts.state.step}; "
+        f"next batch {batch_digest(next_batch)}"
+    )

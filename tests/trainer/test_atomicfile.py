@@ -1,0 +1,110 @@
+"""A file appears under its final name whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kssm.atomicfile import clear_dead, reason, remedy, replacing
+
+NAME = r"thing\.bin"
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_final_name_appears_only_at_the_end(tmp_path: Path) -> None:
+    final = tmp_path / "thing.bin"
+    with replacing(final) as file:
+        file.write(b"new")
+        assert not final.exists()
+        assert file.path.name.startswith(f".thing.bin.{os.getpid()}-")
+    assert final.read_bytes() == b"new"
+    assert names(tmp_path) == ["thing.bin"]
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.EIO, "fault"), KeyboardInterrupt(), ValueError("any")])
+def test_trouble_leaves_the_old_file_and_nothing_else(tmp_path: Path, trouble: BaseException) -> None:
+    final = tmp_path / "thing.bin"
+    final.write_bytes(b"old")
+    with pytest.raises(type(trouble)), replacing(final) as file:
+        file.write(b"half")
+        raise trouble
+    assert final.read_bytes() == b"old"
+    assert names(tmp_path) == ["thing.bin"]
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, pwrite = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[:7])))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, bytes(data[:3]), at))
+    with replacing(tmp_path / "thing.bin") as file:
+        file.write(bytes(range(100)))
+        file.write_at(10, b"0123456789")
+        file.write(b"end")
+    expected = bytes(range(10)) + b"0123456789" + bytes(range(20, 100)) + b"end"
+    assert (tmp_path / "thing.bin").read_bytes() == expected
+
+
+def test_a_failed_directory_sync_that_the_disk_does_not_know_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_directories(descriptor: int) -> None:
+        if os.fstat(descriptor).st_mode & 0o040000:
+            raise OSError(errno.EINVAL, "not for directories")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    with replacing(tmp_path / "thing.bin") as file:
+        file.write(b"x")
+    assert (tmp_path / "thing.bin").exists()
+
+
+def test_a_dead_writers_file_is_cleared_and_a_live_ones_is_not(tmp_path: Path) -> None:
+    dead = tmp_path / ".thing.bin.1-0123abcd.tmp"
+    dead.write_bytes(b"half")
+    with replacing(tmp_path / "thing.bin") as file:
+        assert clear_dead(tmp_path, NAME) == [dead]
+        assert file.path.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thing.bin",
+        ".thing.bin.tmp",
+        ".thing.bin.1-0123abcd.tmp.bak",
+        ".other.bin.1-0123abcd.tmp",
+        ".thing.bin.1-XY.tmp",
+    ],
+)
+def test_files_of_other_names_are_not_ours_to_clear(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"theirs")
+    assert clear_dead(tmp_path, NAME) == []
+    assert (tmp_path / name).exists()
+
+
+def test_a_link_or_directory_under_a_private_name_is_left(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"x")
+    (tmp_path / ".thing.bin.1-0123abcd.tmp").symlink_to(target)
+    (tmp_path / ".thing.bin.2-0123abcd.tmp").mkdir()
+    assert clear_dead(tmp_path, NAME) == []
+    assert target.exists()
+
+
+def test_a_missing_directory_has_nothing_to_clear(tmp_path: Path) -> None:
+    assert clear_dead(tmp_path / "gone", NAME) == []
+
+
+def test_every_disk_error_has_a_reason_and_a_remedy() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert reason(full) == "no space left on device"
+    assert "free space" in remedy(full)
+    assert remedy(OSError("odd"))

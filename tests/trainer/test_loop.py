@@ -1,0 +1,140 @@
+"""The loop's order of things, with a stand-in guard that is told and asked; model, corpus and disk are real."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kssm import loop as loop_room
+from kssm.checkpoint import load, newest_valid
+from kssm.errors import CheckpointError
+from kssm.report import Report
+from kssm.train import Result, train
+from kssm.wishes import Wishes
+from tests.trainer.scenes import write_scenes
+
+QUICK = {"batch_size": 2, "seq_length": 32, "eval_batches": 1, "max_steps": 6, "eval_interval": 3, "save_interval": 2}
+
+
+class StandIn:
+    """A guard without a lock: notes what it is told, and asks for a stop when it is told to."""
+
+    def __init__(self, directory: Path, run_id: str = "run-1") -> None:
+        self.directory = directory
+        self.run_id = run_id
+        self.stop_reason = "SIGTERM"
+        self.stop_when: tuple[str, int] | None = None
+        self.phases: list[str] = ["starting"]
+        self.steps: list[int] = []
+        self.rows: list[dict[str, Any]] = []
+        self.events: list[str] = []
+
+    @property
+    def should_stop(self) -> bool:
+        step = self.steps[-1] if self.steps else 0
+        return self.stop_when is not None and self.stop_when == (self.phases[-1], step)
+
+    def progress(self, step: int, _total: int) -> None:
+        self.steps.append(step)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.phases.append(name)
+        try:
+            yield
+        finally:
+            self.phases.append(self.phases[-2] if len(self.phases) > 1 else "training")
+            self.phases.append("training")
+
+    def beat(self) -> None:
+        return
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        self.rows.append(values)
+
+    def event(self, name: str, **_facts: Any) -> None:
+        self.events.append(name)
+
+    def archive(self, _patterns: Any) -> None:
+        return
+
+    def describe(self, **_facts: Any) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("text") / "scenes")
+
+
+def run(guard: StandIn, text: Path, cache: Path, **said: Any) -> tuple[Result, list[str]]:
+    lines: list[str] = []
+    wishes = Wishes("v3", "tiny", training={**QUICK, **said}, text=text, vocabulary="bytes", device="cpu")
+    return train(wishes, cache, guard, Report(lines.append, terminal=False)), lines
+
+
+def test_a_whole_run_evaluates_saves_and_ends_with_the_last_step_saved(text: Path, tmp_path: Path) -> None:
+    guard = StandIn(tmp_path)
+    result, lines = run(guard, text, tmp_path / "cache")
+    assert result.complete
+    assert guard.steps == [1, 2, 3, 4, 5, 6]
+    assert load(tmp_path / "checkpoint_6.safetensors").snapshot.facts.state.evaluated_step == 6
+    assert [row["step"] for row in guard.rows if "val_ce" in row] == [3, 6]
+    assert guard.events.count("saved") == 3
+    assert any("unigram" in line for line in lines)
+
+
+def test_only_the_newest_checkpoints_and_the_best_stay(text: Path, tmp_path: Path) -> None:
+    run(StandIn(tmp_path), text, tmp_path / "cache", save_interval=1, keep=2)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "best_model.safetensors", "checkpoint_5.safetensors", "checkpoint_6.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_stop_in_an_evaluation_leaves_it_to_the_next_run(text: Path, tmp_path: Path) -> None:
+    guard = StandIn(tmp_path)
+    guard.stop_when = ("evaluating", 3)
+    result, lines = run(guard, text, tmp_path / "cache")
+    assert not result.complete
+    assert any(line.startswith("TRAINING INTERRUPTED - Saving state...") for line in lines)
+    assert load(tmp_path / "checkpoint_3.safetensors").snapshot.facts.state.evaluated_step == 0
+    second = StandIn(tmp_path, "run-2")
+    result, lines = run(second, text, tmp_path / "cache")
+    assert result.complete
+    order = [line for line in lines if line.startswith(("evaluation at", "step 4", "resumed"))]
+    assert order[0].startswith("resumed from checkpoint_3")
+    assert order[1].startswith("evaluation at step 3")
+    assert load(tmp_path / "checkpoint_6.safetensors").snapshot.facts.lineage == ("run-1", "run-2")
+
+
+def test_a_disk_that_refuses_a_periodic_save_costs_a_warning_not_the_run(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = loop_room.checkpoint.save, []
+
+    def refuse_the_first(*words: Any, **names: Any) -> Any:
+        calls.append(words)
+        if len(calls) == 1:
+            raise CheckpointError("cannot save: no space left on device", "free some room")
+        return real(*words, **names)
+
+    monkeypatch.setattr(loop_room.checkpoint, "save", refuse_the_first)
+    result, lines = run(StandIn(tmp_path), text, tmp_path / "cache")
+    assert result.complete
+    assert any(line.startswith("WARNING: cannot save") for line in lines)
+    assert newest_valid(tmp_path, lambda _line: None) is not None
+
+
+def test_a_disk_that_refuses_the_last_save_is_an_error(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_words: Any, **_names: Any) -> Any:
+        raise CheckpointError("cannot save: no space left on device", "free some room")
+
+    monkeypatch.setattr(loop_room.checkpoint, "save", refuse)
+    with pytest.raises(CheckpointError, match="no space"):
+        run(StandIn(tmp_path), text, tmp_path / "cache")

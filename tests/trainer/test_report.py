@@ -1,0 +1,74 @@
+"""What people and programs read of a run."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from kssm.evaluate import Evaluation
+from kssm.report import Report, evaluation_lines, metrics_row, sample_lines, step_line
+from kssm.step import StepResult
+
+RESULT = StepResult(
+    loss=5.5, ce=5.0, reg=1.0, order_parameter=0.154, order_parameter_std=0.01, order_parameter_layers=(0.1, 0.2),
+    u=0.5, grad_norm=1.25, lr=4e-4, tokens=2048, seconds=0.5,
+)  # fmt: skip
+FOUND = Evaluation(loss=6.0, ce=5.5, perplexity=244.7, order_parameter=0.2, order_parameter_std=0.01, u=0.4, tokens=10)
+
+
+def test_v3_lines_have_the_published_columns() -> None:
+    line = step_line("v3", 120, 2000, RESULT)
+    assert line.startswith(
+        "step  120/2000 | total  5.5000 | CE  5.0000 | reg  1.0000 | R 0.1540 | u_val 0.500 | grad norm"
+    )
+
+
+def test_v2_lines_have_the_published_columns() -> None:
+    line = step_line("v2", 120, 2000, RESULT)
+    assert "loss  5.5000 | ppl    148.41 | R 0.1540 ± 0.0100 | weak | lr 4.00e-04" in line
+
+
+def test_metrics_rows_have_the_frozen_keys() -> None:
+    frozen = ["step", "ce", "loss", "reg", "R", "u", "grad_norm", "lr", "tokens", "seconds"]
+    assert set(frozen) <= set(metrics_row(1, RESULT, None))
+    assert {"val_ce", "val_R", "val_u"} <= set(metrics_row(1, RESULT, FOUND))
+    assert "val_ce" not in metrics_row(1, RESULT, None)
+
+
+def test_an_evaluation_stands_beside_the_entropies_of_the_text() -> None:
+    text = "\n".join(evaluation_lines(5, FOUND, (0.1,), 6.44, 4.02))
+    assert "CE 5.5000" in text
+    assert "unigram 6.4400, bigram 4.0200" in text
+
+
+def test_a_sample_cannot_command_the_terminal() -> None:
+    assert "\x1b" not in "".join(sample_lines("a\x1b[2Jb\n\n\nc"))
+
+
+def test_every_line_is_logged_even_when_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    lines: list[str] = []
+    monkeypatch.setattr(sys, "stdout", Gone())
+    report = Report(lines.append, terminal=False)
+    report.say("one")
+    report.say("two")
+    assert lines == ["one", "two"]
+
+
+def test_the_bar_begins_where_a_resumed_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    report = Report(lambda _line: None, terminal=True)
+    report.begin("training", "step", 300, 400)
+    report.advance(301)
+    report.resume_clock()
+    report.say("a line above the bar")
+    report.advance(400)
+    report.end()
+    assert "300/400" in screen.getvalue()
+    assert "a line above the bar" in screen.getvalue()
