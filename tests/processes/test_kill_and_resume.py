@@ -1,0 +1,121 @@
+"""A trainer that is killed at any moment resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kssm.checkpoint import load
+from tests.processes.conftest import QUICK, Trainers, progress_of, until
+
+STEPS = 150
+FLAGS = (*QUICK, "--max-steps", str(STEPS), "--save-interval", "10", "--eval-interval", "50", "--log-interval", "1")
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(load(directory / f"checkpoint_{STEPS}.safetensors").snapshot.tensors)
+
+
+def losses(directory: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("unbroken")
+    trainers = Trainers(cache)
+    process = trainers.start(*FLAGS, "--output-dir", str(directory))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return directory
+
+
+def test_twenty_kills_at_random_moments_change_no_bit_of_the_final_weights(
+    trainers: Trainers, unbroken: Path, tmp_path: Path
+) -> None:
+    seed = 20
+    moments = random.Random(seed)
+    kills = 0
+    for _ in range(20):
+        process = trainers.start(*FLAGS, "--output-dir", str(tmp_path))
+        if kills % 4:  # most kills fall on training, some on start-up
+            until(lambda process=process: _trains(tmp_path, process), 60)
+        time.sleep(moments.uniform(0.0, 0.25))  # the random moment itself
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    last = trainers.start(*FLAGS, "--output-dir", str(tmp_path))
+    output, _ = last.communicate(timeout=240)
+    assert last.returncode == 0, output
+    assert kills == 20
+    expected, found = weights(unbroken), weights(tmp_path)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert losses(unbroken) == losses(tmp_path)
+    assert not (tmp_path / "training.lock").exists()
+
+
+def _trains(directory: Path, process: object) -> bool:
+    beat = progress_of(directory)
+    alive = getattr(process, "pid")  # noqa: B009 - the process is only named here
+    record = directory / "training.lock"
+    return bool(beat and beat.phase == "training" and record.exists() and record.read_text().strip() == str(alive))
+
+
+def test_a_torn_newest_checkpoint_is_named_and_passed_over(trainers: Trainers, unbroken: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(unbroken, directory)
+    newest = directory / f"checkpoint_{STEPS}.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    process = trainers.start(*FLAGS, "--output-dir", str(directory))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"passed over checkpoint_{STEPS}.safetensors" in output
+    assert f"resumed from checkpoint_{STEPS - 10}.safetensors" in output
+    expected, found = weights(unbroken), weights(directory)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_complete_run_says_so_and_exits_0(trainers: Trainers, unbroken: Path) -> None:
+    process = trainers.start(*FLAGS, "--output-dir", str(unbroken))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "this run is complete" in output
+
+
+def test_another_configuration_is_refused_with_the_differing_fields(trainers: Trainers, unbroken: Path) -> None:
+    process = trainers.start(*FLAGS, "--seed", "7", "--output-dir", str(unbroken))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "training.seed: saved 1337, now 7" in output
+    assert "Traceback" not in output
+
+
+def test_resume_without_a_checkpoint_fails_clearly(trainers: Trainers, tmp_path: Path) -> None:
+    process = trainers.start(*FLAGS, "--resume", "--output-dir", str(tmp_path))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "there is no valid checkpoint" in output
+    assert "Traceback" not in (tmp_path / "training.log").read_text()
+
+
+def test_fresh_archives_the_earlier_run_and_starts_anew(trainers: Trainers, unbroken: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(unbroken, directory)
+    earlier = json.loads((directory / "run.json").read_text())["run_id"]
+    process = trainers.start(*FLAGS, "--fresh", "--max-steps", "3", "--output-dir", str(directory))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert (directory / "archive" / earlier / f"checkpoint_{STEPS}.safetensors").exists()
+    assert [path.name for path in directory.glob("checkpoint_*")] == ["checkpoint_3.safetensors"]

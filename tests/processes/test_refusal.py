@@ -1,0 +1,51 @@
+"""A second start is refused at once, and leaves every file of the live run as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.processes.conftest import QUICK, ROOT, Trainers, progress_of, until
+
+FLAGS = (*QUICK, "--max-steps", "100000", "--save-interval", "100000", "--eval-interval", "100000")
+
+
+def test_a_second_start_is_refused_before_torch_is_imported(trainers: Trainers, tmp_path: Path) -> None:
+    live = trainers.start(*FLAGS, "--log-interval", "1000000", "--output-dir", str(tmp_path))
+    until(lambda: (beat := progress_of(tmp_path)) is not None and beat.step > 3, 60)
+    (tmp_path / "training.pid").write_text(f"{live.pid}\n")
+    before = _untouched(tmp_path)
+    durations = []
+    for _ in range(3):
+        began = time.monotonic()
+        command = [sys.executable, "-X", "importtime", "kssm/train_kssm_v3.py", "--output-dir", str(tmp_path)]
+        second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+        durations.append(time.monotonic() - began)
+        assert second.returncode == 3
+        told = [line for line in second.stderr.splitlines() if not line.startswith("import time:")]
+        text = "\n".join(told)
+        assert f"held by PID {live.pid}" in text
+        assert "at step" in text
+        assert "next:" in text
+        assert "Traceback" not in text
+        assert not any(line.split("|")[-1].strip() == "torch" for line in second.stderr.splitlines())
+    assert _untouched(tmp_path) == before
+    assert live.poll() is None
+    print(f"refused in {min(durations):.3f} s at best of {durations}")
+    assert min(durations) < 0.5
+
+
+def _untouched(directory: Path) -> dict[str, tuple[int, bytes]]:
+    names = ("training.log", "training.pid", "training.lock", "training.owner.json", "run.json", "events.jsonl")
+    return {name: (path.stat().st_mtime_ns, path.read_bytes()) for name in names if (path := directory / name).exists()}
+
+
+def test_the_supervisor_is_refused_as_quickly(trainers: Trainers, tmp_path: Path) -> None:
+    trainers.start(*FLAGS, "--output-dir", str(tmp_path))
+    until(lambda: (tmp_path / "training.owner.json").exists(), 60)
+    command = [sys.executable, "-m", "solorun", "start", str(tmp_path), "--", "true"]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert refused.returncode == 3
+    assert "solorun stop" in refused.stderr
