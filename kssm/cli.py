@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import solorun
-from kssm.config import ModelName
+from kssm.config import ModelName, train_config
 from kssm.errors import BadUsage, KssmError
 from kssm.wishes import Wishes
 
@@ -145,10 +145,12 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
         shape["published"] = True
     if arguments.monostable:
         shape["bistable"] = False
+    said = {name: value for name, value in given.items() if value is not None}
+    train_config(arguments.model, arguments.size or "tiny", **said)  # refuses a value that never works, before the lock
     return Wishes(
         model=arguments.model,
         size=arguments.size,
-        training={name: value for name, value in given.items() if value is not None},
+        training=said,
         shape=shape,
         text=arguments.data_dir,
         vocabulary=arguments.vocabulary,

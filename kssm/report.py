@@ -85,17 +85,15 @@ class Report:
 
 def step_line(name: str, step: int, total: int, result: StepResult) -> str:
     """One logged step: v3's columns step, total, CE, reg, R, u_val, grad norm; v2's step, loss, perplexity, R, tone."""
-    rate = result.tokens / result.seconds if result.seconds > 0 else 0.0
-    tail = f"lr {result.lr:.2e} | {rate:,.0f} tok/s"
     head = f"step {step:>{len(str(total))}}/{total}"
     if name == "v2":
         return (
-            f"{head} | loss {result.loss:7.4f} | ppl {perplexity(result.ce):9.2f} | R {result.order_parameter:.4f} "
-            f"± {result.order_parameter_std:.4f} | {zone(result.order_parameter)} | {tail}"
+            f"{head}  loss {result.loss:6.3f}  ppl {perplexity(result.ce):8.2f}  R {result.order_parameter:.4f} "
+            f"± {result.order_parameter_std:.4f}  {zone(result.order_parameter)}  lr {result.lr:.2e}"
         )
     return (
-        f"{head} | total {result.loss:7.4f} | CE {result.ce:7.4f} | reg {result.reg:7.4f} | "
-        f"R {result.order_parameter:.4f} | u_val {result.u or 0.0:.3f} | grad norm {result.grad_norm:.3f} | {tail}"
+        f"{head}  total {result.loss:6.3f}  CE {result.ce:6.3f}  reg {result.reg:6.3f}  "
+        f"R {result.order_parameter:.4f}  u_val {result.u or 0.0:.3f}  grad norm {result.grad_norm:.2f}"
     )
 
 
@@ -110,15 +108,14 @@ def evaluation_lines(
     step: int, found: Evaluation, layers: tuple[float, ...], unigram: float, bigram: float
 ) -> list[str]:
     """An evaluation beside what tables of the same text know."""
-    u = "" if found.u is None else f" | u {found.u:.3f}"
-    values = f"val loss {found.loss:.4f} | CE {found.ce:.4f} | perplexity {found.perplexity:.2f}"
-    lines = [
-        f"evaluation at step {step}: {values} | R {found.order_parameter:.4f} ({zone(found.order_parameter)}){u}",
-        f"  the text's entropy, nats per token: unigram {unigram:.4f}, bigram {bigram:.4f} (in sample)",
+    u = "" if found.u is None else f"  u {found.u:.3f}"
+    per_layer = "  R per layer " + " ".join(f"{value:.3f}" for value in layers) if layers else ""
+    values = f"val loss {found.loss:.4f}  CE {found.ce:.4f}  perplexity {found.perplexity:.1f}"
+    return [
+        f"evaluation at step {step}: {values}",
+        f"  R {found.order_parameter:.4f} ({zone(found.order_parameter)}){u}{per_layer}",
+        f"  the text itself, nats per token: unigram {unigram:.4f}, bigram {bigram:.4f} (in sample)",
     ]
-    if layers:
-        lines.append("  R per layer: " + " ".join(f"{value:.3f}" for value in layers))
-    return lines
 
 
 def metrics_row(step: int, result: StepResult, found: Evaluation | None) -> dict[str, Any]:
@@ -137,9 +134,7 @@ def sample_lines(text: str) -> list[str]:
     """A sample as an indented paragraph; control characters are shown: a model may emit anything."""
     clean = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
     flat = " / ".join(part for line in clean.split("\n") if (part := line.strip()))
-    return textwrap.wrap(flat, 100, initial_indent="  | ", subsequent_indent="  | ") or [
-        "  | (nothing but blank lines)"
-    ]
+    return textwrap.wrap(flat, 78, initial_indent="  | ", subsequent_indent="  | ") or ["  | (nothing but blank lines)"]
 
 
 def corpus_lines(corpus: Corpus, *, as_json: bool) -> list[str]:

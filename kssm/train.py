@@ -35,6 +35,9 @@ class RunGuard(Guard, Protocol):
     def archive(self, names: Sequence[str]) -> Path | None:
         """Move the files of earlier runs that match these patterns aside."""
 
+    def enter_phase(self, name: str) -> None:
+        """Be in another phase from now on."""
+
     def describe(self, *, fingerprint: str, parent_run_id: str | None) -> None:
         """Write down what this run trains and which run it continues."""
 
@@ -90,8 +93,9 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> 
         report.say(f"this run is complete: {loop.state.step} of {plan.training.max_steps} steps are done")
         return Result(True, loop.state, guard.directory)
     guard.event("resumed" if found else "begun", step=loop.state.step)
-    with guard.phase("training"):
-        complete = loop.run()
+    guard.enter_phase("training")
+    complete = loop.run()
+    guard.enter_phase("ending")
     if complete:
         report.say(f"TRAINING COMPLETE: {loop.state.step} steps, best validation CE {loop.state.best_loss:.4f}")
     return Result(complete, loop.state, guard.directory)
@@ -173,18 +177,15 @@ def _plan(wishes: Wishes, found: Loaded | None, corpus: Corpus, compute: Compute
 
 def _introduce(plan: Plan, corpus: Corpus, compute: Compute, report: Report) -> None:
     model, training, facts = plan.model, plan.training, corpus.facts
-    report.say(
-        f"K-SSM {model.name}: D {model.hidden}, L {model.layers}, N {model.oscillators}, H {model.harmonics}, "
-        f"V {model.vocabulary:,} on {compute.device.type}, {compute.precision}, {torch.get_num_threads()} threads"
-    )
-    report.say(
-        f"text: {facts.source}: {facts.train.tokens:,} tokens to learn from, {facts.validation.tokens:,} held out "
-        f"({facts.split}), tokenizer {facts.tokenizer}, fingerprint {corpus.fingerprint[:12]}"
-    )
-    report.say(
-        f"training: {training.max_steps} steps of {training.batch_size} x {training.gradient_accumulation} sequences "
-        f"of {training.seq_length} tokens, lr {training.lr:g}, seed {training.seed}"
-    )
+    sizes = f"D {model.hidden}, L {model.layers}, N {model.oscillators}, H {model.harmonics}, V {model.vocabulary:,}"
+    batch = f"{training.batch_size} x {training.gradient_accumulation} sequences of {training.seq_length} tokens"
+    for line in (
+        f"K-SSM {model.name}: {sizes}; {compute.device.type}, {compute.precision}, {torch.get_num_threads()} threads",
+        f"text: {facts.source}; tokenizer {facts.tokenizer}; fingerprint {corpus.fingerprint[:12]}",
+        f"  {facts.train.tokens:,} tokens to learn from, {facts.validation.tokens:,} held out, by {facts.split}",
+        f"training: {training.max_steps} steps of {batch}, lr {training.lr:g}, seed {training.seed}",
+    ):
+        report.say(line)
 
 
 def _assemble(

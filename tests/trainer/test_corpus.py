@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scenes import PLAYS, write_scenes
 
 from kssm import corpus as corpus_module
 from kssm.corpus import Corpus, open_corpus, prepare
 from kssm.errors import CorpusError, Stopped
 from kssm.texts import PIECE, text_source
 from kssm.tokenfile import HEADER
+from tests.trainer.scenes import PLAYS, write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from scenes import PLAYS, write_scenes
 
 from kssm.corpus import Corpus, open_corpus, prepare
 from kssm.vocabulary import LearnPairs
+from tests.trainer.scenes import PLAYS, write_scenes
 
 
 @pytest.fixture

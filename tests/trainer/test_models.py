@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from kssm.model_blocks import KSSM
 from kssm.model_v3 import regulariser
 from kssm.models import build
 from kssm.objective import Objective, objective, tied_cross_entropy
+from tests.trainer import oracle
 
 B, S, N, H, D, V, L = 2, 4, 5, 3, 6, 11, 2
 TRAIN = TrainConfig(batch_size=B, gradient_accumulation=1, seq_length=S, max_steps=10, warmup_steps=1, lr=1e-3)
