@@ -170,6 +170,14 @@ def model_config(name: ModelName, size: Size, vocabulary: int, **changes: Any) -
     return ModelConfig(name=name, vocabulary=vocabulary, **shape)
 
 
+def preset_name(config: ModelConfig) -> str:
+    """The size whose shape this is; "own" when it is none's."""
+    for size, shape in _SHAPES[config.name].items():
+        if all(getattr(config, field) == value for field, value in shape.items()):
+            return size
+    return "own"
+
+
 def train_config(name: ModelName, size: Size, **changes: Any) -> TrainConfig:
     """The preset training of a model, with changes by field name."""
     tiny = _TINY if size == "tiny" else {}

@@ -13,7 +13,7 @@ import torch
 from kssm import checkpoint
 from kssm.batches import Batch, batch_at, batch_digest
 from kssm.checkpoint import Loaded
-from kssm.config import as_facts
+from kssm.config import as_facts, preset_name
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, default_size
 from kssm.errors import CheckpointError, Stopped
@@ -179,8 +179,9 @@ def _introduce(plan: Plan, corpus: Corpus, compute: Compute, report: Report) -> 
     model, training, facts = plan.model, plan.training, corpus.facts
     sizes = f"D {model.hidden}, L {model.layers}, N {model.oscillators}, H {model.harmonics}, V {model.vocabulary:,}"
     batch = f"{training.batch_size} x {training.gradient_accumulation} sequences of {training.seq_length} tokens"
+    where = f"{compute.device.type}, {compute.precision}, {torch.get_num_threads()} threads"
     for line in (
-        f"K-SSM {model.name}: {sizes}; {compute.device.type}, {compute.precision}, {torch.get_num_threads()} threads",
+        f"K-SSM {model.name} {preset_name(model)}: {sizes}; {where}",
         f"text: {facts.source}; tokenizer {facts.tokenizer}; fingerprint {corpus.fingerprint[:12]}",
         f"  {facts.train.tokens:,} tokens to learn from, {facts.validation.tokens:,} held out, by {facts.split}",
         f"training: {training.max_steps} steps of {batch}, lr {training.lr:g}, seed {training.seed}",

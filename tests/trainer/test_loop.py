@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kssm import loop as loop_room
 from kssm.checkpoint import load, newest_valid
+from kssm.config import ModelName
 from kssm.errors import CheckpointError
 from kssm.report import Report
 from kssm.train import Result, train
@@ -72,9 +74,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("text") / "scenes")
 
 
-def run(guard: StandIn, text: Path, cache: Path, **said: Any) -> tuple[Result, list[str]]:
+def run(guard: StandIn, text: Path, cache: Path, model: ModelName = "v3", **said: Any) -> tuple[Result, list[str]]:
     lines: list[str] = []
-    wishes = Wishes("v3", "tiny", training={**QUICK, **said}, text=text, vocabulary="bytes", device="cpu")
+    wishes = Wishes(model, "tiny", training={**QUICK, **said}, text=text, vocabulary="bytes", device="cpu")
     return train(wishes, cache, guard, Report(lines.append, terminal=False)), lines
 
 
@@ -110,6 +112,25 @@ def test_a_stop_in_an_evaluation_leaves_it_to_the_next_run(text: Path, tmp_path:
     assert order[0].startswith("resumed from checkpoint_3")
     assert order[1].startswith("evaluation at step 3")
     assert load(tmp_path / "checkpoint_6.safetensors").snapshot.facts.lineage == ("run-1", "run-2")
+
+
+@pytest.mark.parametrize("model", ["v2", "v3"])
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_run_that_was_stopped_and_resumed_ends_with_the_very_same_bits(
+    model: ModelName, stop_after: int, text: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    run(StandIn(whole), text, tmp_path / "cache", model)
+    first = StandIn(parts)
+    first.stop_when = ("training", stop_after)
+    assert not run(first, text, tmp_path / "cache", model)[0].complete
+    assert run(StandIn(parts, "run-2"), text, tmp_path / "cache", model)[0].complete
+    one, other = (load(place / "checkpoint_6.safetensors").snapshot for place in (whole, parts))
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    assert one.facts.state == other.facts.state
 
 
 def test_a_disk_that_refuses_a_periodic_save_costs_a_warning_not_the_run(
