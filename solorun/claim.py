@@ -15,7 +15,7 @@ from typing import Any
 from solorun import lock, process
 from solorun.errors import DirectoryProblem, directory_problem
 from solorun.keeper import Keeper
-from solorun.label import look
+from solorun.label import look, read_owner
 from solorun.logs import LogFile
 from solorun.owner import Owner, ProcessId, Stale
 from solorun.progress import read_progress
@@ -140,8 +140,8 @@ class Claim:
         self._on_conflict(reason)
 
     def relabel(self, training: ProcessId) -> bool:
-        """Name another process of this run in label and record."""
-        owner = replace(self.current_owner(), process=training)
+        """Name another process of this run in label and record; it has adopted nothing."""
+        owner = replace(self.current_owner(), process=training, adopted=False)
         done = self._keeper.relabel(owner) if self._keeper else self.lock.relabel(owner)
         if done:
             self.owner = owner
@@ -171,6 +171,10 @@ class Claim:
         """Write down how the run ended, take the label down, say so, and let go, in this order."""
         if self._keeper is not None:
             self._keeper.dismiss()
+        # Another process of this run may have put itself, or us, into label and record a moment ago.
+        record = read_owner(self.lock.fd)
+        if record is not None and record.run_id == self.run_id:
+            self.lock.take_label_for_ours(record.process.pid)
         with contextlib.suppress(OSError):  # a full disk must not keep the lock
             self._write_end(state, exit_code, signal, why)
 

@@ -7,11 +7,13 @@ directory, inherited by descriptor, so that either of the two may die and the di
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import itertools
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -129,6 +131,32 @@ class Run:
         """Write an event into the directory's journal."""
         self._claim.event(name, **facts)
 
+    def archive(self, patterns: Sequence[str]) -> Path | None:
+        """Move what earlier runs left under these names into `archive/RUN_ID/`; log and journal stay.
+
+        Args:
+            patterns: file names as a shell writes them.
+
+        Returns:
+            Where the files are now; None when there was nothing.
+
+        Raises:
+            DirectoryProblem: a file cannot be moved; what was moved stays moved, nothing is lost.
+        """
+        names = sorted(n for n in os.listdir(self.directory) if any(fnmatch.fnmatch(n, p) for p in patterns))
+        if not names:
+            return None
+        previous = self.previous.run_id if self.previous else f"before-{self.run_id}"
+        place = RunDir(self.directory).archive(previous)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                (self.directory / name).rename(_free_name(place / name))
+        except OSError as error:
+            raise directory_problem(error, "archive into", place) from None
+        self.event("archived", run=previous, files=len(names))
+        return place
+
     def describe(self, *, fingerprint: str, parent_run_id: str | None) -> None:
         """Write down which configuration this run trains, and which run's checkpoint it continues."""
         record = read_record(self._claim.lock.fd)
@@ -171,6 +199,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         self._stop = StopRequest()
         self._pid = 0
         self._before: Owner | None = None
+        self._outer_run_id: str | None = None
 
     def __enter__(self) -> Run:
         self._pid = os.getpid()
@@ -188,15 +217,15 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
             made.publish(process.identify_self(), _command_line(), supervisor=None, adopted=True)
             heartbeat = Heartbeat(made.lock.fd, made.run_id)
             heartbeat.claim()
-        except OSError as error:
+        except BaseException as error:
             made.lock.withdraw()
             made.lock.close()
-            raise directory_problem(error, "write in", self._directory) from None
-        except BaseException:
-            made.lock.close()
+            if isinstance(error, OSError):
+                raise directory_problem(error, "write in", self._directory) from None
             raise
         made.keep(lambda reason: self._stop.ask(reason))
         # Children that close every descriptor still carry this, and the next start can see them.
+        self._outer_run_id = os.environ.get(RUN_ID_VARIABLE)
         os.environ[RUN_ID_VARIABLE] = made.run_id
         return Run(made, heartbeat, self._stop, adopted=False)
 
@@ -228,19 +257,27 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
     ) -> None:
         if os.getpid() != self._pid:  # a forked child leaves the block too; the directory is its parent's
             return
+        self._stop.leaving = True
         state, code, why = self._outcome(kind, error)
-        if state == "crashed" and kind is not None:
+        if state == "crashed" and kind is not SystemExit:  # who exits on purpose has said why
             text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
             self._run.log(text)
         made = self._run._claim  # noqa: SLF001 - the two halves of one room
         if not self._run.adopted:
-            os.environ.pop(RUN_ID_VARIABLE, None)
+            self._restore_run_id()
             made.end(state, exit_code=code, signal=self._stop.signal, why=why, announce=self._announce)
         else:
             self._leave_to_supervisor(made, state, code, why)
+        self._run._heartbeat.close()  # noqa: SLF001 - a later `hold` of this process must be able to claim it
         self._stop.forget()
         if kind is None and self._stop.asked and self._exit_on_stop:
             raise SystemExit(self._run.exit_code)
+
+    def _restore_run_id(self) -> None:
+        if self._outer_run_id is None:
+            os.environ.pop(RUN_ID_VARIABLE, None)
+        else:
+            os.environ[RUN_ID_VARIABLE] = self._outer_run_id
 
     def _leave_to_supervisor(self, made: Claim, state: State, code: int, why: str) -> None:
         made.event("trainer finished", state=state, why=why)
@@ -272,6 +309,6 @@ def _supervisor_lives() -> bool:
     return process.is_alive(ProcessId(process.here(), int(pid), int(started)))
 
 
-def run_directory(run: Run) -> RunDir:
-    """The file names of a run's directory."""
-    return RunDir(run.directory)
+def _free_name(path: Path) -> Path:
+    """The path, or one beside it that nothing has yet: an archive never overwrites."""
+    return next(p for n in itertools.count() if not os.path.lexists(p := path.with_name(path.name + f".{n}" * bool(n))))

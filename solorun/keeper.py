@@ -86,17 +86,21 @@ class Keeper:
                 self.look()
                 self._watch.wait(LOOK_EVERY_S)
             except OSError as error:
-                self._lose(f"the directory cannot be watched any more: {error.strerror}")
+                self._lose(self._displacement() or f"the directory cannot be watched any more: {error.strerror}")
                 return
 
     def _look(self) -> None:
-        if not self._lock.is_in_place():
-            where = self._lock.current_path()
-            self._lose(
-                f"the results directory was moved to {where!r}" if where else "the results directory was deleted"
-            )
+        if displacement := self._displacement():
+            self._lose(displacement)
         elif not self._lock.label_is_ours():
             self._mend()
+
+    def _displacement(self) -> str:
+        """What happened to the directory; empty while it is in its place."""
+        if self._lock.is_in_place():
+            return ""
+        where = self._lock.current_path()
+        return f"the results directory was moved to {where!r}" if where else "the results directory was deleted"
 
     def _mend(self) -> None:
         found = read_label(self._lock.fd)
@@ -109,15 +113,15 @@ class Keeper:
             if os.fstat(self._lock.fd).st_nlink and self._lock.restore_label(self._owner()):
                 self._told.restored()
             return
-        if isinstance(found, Label) and (found.pid is None or isinstance(process.probe(found.pid), Gone)):
+        if not isinstance(found, Label):
+            self._lose(found.reason)
+        elif found.pid is None or isinstance(process.probe(found.pid), Gone):
             # Overwritten by somebody who is gone, or with garbage: take it back.
             if self._lock.reclaim_label(found, self._owner()):
                 self._told.restored()
-            return
-        if isinstance(found, Label):
+        elif not process.carries(found.pid, self._owner().run_id):
+            # Else two trainers of this run hand over: the record is written already, the label in a moment.
             self._lose(f"PID {found.pid}, an old-style trainer, wrote itself into training.lock")
-        else:
-            self._lose(found.reason)
 
     def _is_of_this_run(self, found: Label, record: Owner) -> bool:
         same = record.run_id == self._owner().run_id and found.pid == record.process.pid

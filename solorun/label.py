@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
@@ -16,6 +15,9 @@ from solorun.rundir import LABEL, OWNER, PRIVATE
 EMPTY_GRACE_S = 0.25
 """How long an empty or garbled label may be a writer's between creating and writing (step 3)."""
 
+_O_TMPFILE: int = getattr(os, "O_TMPFILE", 0)
+# File systems without unnamed files say the first four (old kernels EISDIR), a missing /proc the last.
+_CANNOT_BE_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.EPERM, errno.ENOENT}
 _serial = itertools.count()
 
 
@@ -65,16 +67,16 @@ def judge_directory(directory: int, owner: Owner | None) -> Verdict:
         return Free()
     pid = label.pid if label and label.pid else owner.process.pid if owner else 0
     here = process.here()
-    return judge(
-        label,
-        owner,
-        process.probe(pid) if pid else Gone(),
-        here,
-        is_copy=owner is not None and _is_copy(directory, owner),
-    )
+    copied = owner is not None and is_copy(directory, owner)
+    verdict = judge(label, owner, process.probe(pid) if pid else Gone(), here, is_copy=copied)
+    if isinstance(verdict, Stale) and owner is not None and not copied and pid != owner.process.pid:
+        # The label of a dead stranger proves nothing about the run that the record tells of.
+        recorded = judge(None, owner, process.probe(owner.process.pid), here)
+        return verdict if isinstance(recorded, Stale) else recorded
+    return verdict
 
 
-def _is_copy(directory: int, owner: Owner) -> bool:
+def is_copy(directory: int, owner: Owner) -> bool:
     """Whether the record tells of another directory that still exists under its own path."""
     if os.fstat(directory).st_ino == owner.directory_inode:
         return False
@@ -100,19 +102,26 @@ def take_away(directory: int, judged: Label) -> bool:
         os.rename(LABEL, private, src_dir_fd=directory, dst_dir_fd=directory)
     except FileNotFoundError:
         return False
-    if not judged.inode:
-        # Not a plain file (a directory, a FIFO, a link): kept for its owner under a name that blocks nobody.
-        os.rename(
-            private, f"{LABEL}.not-a-label-{os.getpid()}-{next(_serial)}", src_dir_fd=directory, dst_dir_fd=directory
-        )
-        return True
-    same = os.stat(private, dir_fd=directory, follow_symlinks=False).st_ino == judged.inode
-    if same and _read_small(directory, private) == judged.text:
+    if not stat.S_ISREG(os.stat(private, dir_fd=directory, follow_symlinks=False).st_mode):
+        # A directory, a FIFO, a link: kept for its owner under a name that blocks nobody.
+        aside = f"{LABEL}.not-a-label-{os.getpid()}-{next(_serial)}"
+        os.rename(private, aside, src_dir_fd=directory, dst_dir_fd=directory)
+        return not judged.inode
+    if read_plain(directory, private) == (judged.inode, judged.text):
         return unlink(directory, private)
-    with contextlib.suppress(FileExistsError):  # yet another label stands there already: theirs is the newer one
-        os.link(private, LABEL, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-    unlink(directory, private)
+    _put_back(directory, private)
     return False
+
+
+def _put_back(directory: int, private: str) -> None:
+    """Give a label its name again, unless yet another one stands there already: theirs is the newer one."""
+    try:
+        os.link(private, LABEL, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links here
+        create_exclusively(directory, read_plain(directory, private)[1])
+    unlink(directory, private)
 
 
 def _read_label_once(directory: int) -> Label | Unknown | None:
@@ -180,16 +189,75 @@ def _read_small(directory: int, name: str, limit: int = 1 << 16) -> bytes:
 
 
 def create_exclusively(directory: int, text: bytes) -> bool:
-    """Create the label where there are no hard links. False when one stands there."""
+    """Create the label where there are no hard links. False when one stands there.
+
+    Raises:
+        OSError: it cannot be written whole; nothing is left.
+    """
     # File systems without hard links (exFAT, some FUSE): exclusive, though empty for a moment.
     try:
         fd = os.open(LABEL, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory)
     except FileExistsError:
         return False
     try:
-        return os.write(fd, text) == len(text)
+        _write_whole(fd, text)
+    except BaseException:
+        unlink(directory, LABEL)
+        raise
     finally:
         os.close(fd)
+    return True
+
+
+def link_file(directory: int, name: str, data: bytes) -> int | None:
+    """Create a file whole under a name that nothing bears; its inode, None when something stands there.
+
+    Raises:
+        OSError: it cannot be written whole or linked; nothing is left.
+    """
+    try:
+        return _link_unnamed(directory, name, data)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        if error.errno not in _CANNOT_BE_UNNAMED:
+            raise
+    private, inode = write_private(directory, data)
+    try:
+        os.link(private, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError:
+        return None
+    finally:
+        unlink(directory, private)
+    return inode
+
+
+def _link_unnamed(directory: int, name: str, data: bytes) -> int:
+    """Linux: a file without a name until it is whole. A killed writer leaves nothing, and it is two steps less."""
+    if not _O_TMPFILE:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    fd = os.open(".", os.O_WRONLY | _O_TMPFILE | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    try:
+        _write_whole(fd, data)
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+
+
+def replace_file(directory: int, name: str, data: bytes) -> int:
+    """Replace a file whole: written under a private name, then renamed; its inode.
+
+    Raises:
+        OSError: it cannot be written or replaced; what was there stands.
+    """
+    private, inode = write_private(directory, data)
+    try:
+        os.rename(private, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        unlink(directory, private)
+        raise
+    return inode
 
 
 def write_private(directory: int, data: bytes) -> tuple[str, int]:
@@ -201,17 +269,18 @@ def write_private(directory: int, data: bytes) -> tuple[str, int]:
     name = _private_name()
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory)
     try:
-        written = os.write(fd, data)
-        inode = os.fstat(fd).st_ino
+        _write_whole(fd, data)
+        return name, os.fstat(fd).st_ino
     except BaseException:
         unlink(directory, name)
         raise
     finally:
         os.close(fd)
-    if written != len(data):  # a disk that fills up in the middle of a line says so only on the next write
-        unlink(directory, name)
+
+
+def _write_whole(fd: int, data: bytes) -> None:
+    if os.write(fd, data) != len(data):  # a disk that fills up in the middle of a line says so only on the next write
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return name, inode
 
 
 def _private_name() -> str:

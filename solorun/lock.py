@@ -21,12 +21,13 @@ from solorun.label import (
     create_exclusively,
     inode_of,
     judge_directory,
+    link_file,
     read_label,
     read_owner,
     read_plain,
+    replace_file,
     take_away,
     unlink,
-    write_private,
 )
 from solorun.owner import Foreign, Free, Held, Label, Owner, ProcessId, Stale, Unknown, Verdict, encode_owner
 from solorun.rundir import LABEL, OWNER
@@ -98,7 +99,7 @@ class DirectoryLock:
             OSError: the directory cannot be written; nothing of ours is left.
         """
         try:
-            self.write_record(owner)
+            self._link_record(owner)
             for _ in range(_ATTEMPTS):
                 if self._link_label(owner.process.pid):
                     return None
@@ -116,11 +117,22 @@ class DirectoryLock:
             else Unknown("the label changes faster than it can be read")
         )
 
+    def _link_record(self, owner: Owner) -> None:
+        """The first record of a run: nothing is there to be replaced."""
+        try:
+            inode = link_file(self.fd, OWNER, encode_owner(owner))
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            inode = None
+        if inode is None:
+            self.write_record(owner)
+        else:
+            self._record_inode = inode
+
     def write_record(self, owner: Owner) -> None:
-        """Replace the record whole: written under a private name, then renamed."""
-        private, inode = write_private(self.fd, encode_owner(owner))
-        os.rename(private, OWNER, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        self._record_inode = inode
+        """Replace the record whole."""
+        self._record_inode = replace_file(self.fd, OWNER, encode_owner(owner))
 
     def settle(self, sleep: Callable[[float], None] = time.sleep) -> Verdict | None:
         """Wait until no old-style trainer can still be about to overwrite the label (step 6).
@@ -147,9 +159,7 @@ class DirectoryLock:
             return False
         self.write_record(owner)
         text = b"%d\n" % owner.process.pid
-        private, inode = write_private(self.fd, text)
-        os.rename(private, LABEL, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        self._label_inode, self._text = inode, text
+        self._label_inode, self._text = replace_file(self.fd, LABEL, text), text
         return True
 
     def label_is_ours(self) -> bool:
@@ -216,17 +226,14 @@ class DirectoryLock:
 
     def _link_label(self, pid: int) -> bool:
         text = b"%d\n" % pid
-        private, inode = write_private(self.fd, text)
         try:
-            os.link(private, LABEL, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
-        except FileExistsError:
-            return False
+            inode = link_file(self.fd, LABEL, text)
         except OSError as error:
-            if error.errno not in _CANNOT_LINK or not create_exclusively(self.fd, text):
+            if error.errno not in _CANNOT_LINK:
                 raise
-            inode = inode_of(self.fd, LABEL)
-        finally:
-            unlink(self.fd, private)
+            inode = inode_of(self.fd, LABEL) if create_exclusively(self.fd, text) else None
+        if inode is None:
+            return False
         self._label_inode, self._text = inode, text
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -74,15 +75,17 @@ def follow(path: Path, until: Callable[[], bool], *, poll_s: float = 0.2, from_e
         from_end: start after what is there already.
     """
     file, position = -1, 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may arrive in two halves
     try:
         while True:
             if file < 0:
                 file, position = _reopen(path, from_end)
+                decoder.reset()
             from_end = False
             data = os.pread(file, _BLOCK, position) if file >= 0 else b""
             if data:
                 position += len(data)
-                yield data.decode("utf-8", "replace")
+                yield decoder.decode(data)
             elif file >= 0 and _was_replaced(path, file, position):
                 os.close(file)
                 file = -1

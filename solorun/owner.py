@@ -7,6 +7,7 @@ and nothing after a reboot.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,7 +261,7 @@ def decode_owner(data: bytes) -> Owner:
             user=_text(raw["user"]),
             argv=tuple(_text(word) for word in raw["argv"]),
             cwd=_text(raw["cwd"]),
-            since=float(raw["since"]),
+            since=_moment(raw["since"]),
             directory=_text(raw["directory"]),
             directory_inode=int(raw["directory_inode"]),
         )
@@ -272,7 +273,15 @@ def decode_owner(data: bytes) -> Owner:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("text expected")
+    value.encode("utf-8", "surrogateescape")  # half a character can be compared with no file name or environment
     return value
+
+
+def _moment(value: Any) -> float:
+    moment = float(value)
+    if not math.isfinite(moment):
+        raise ValueError(f"since {moment} is no time")
+    return moment
 
 
 def _process(raw: Any) -> ProcessId:

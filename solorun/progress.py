@@ -18,6 +18,7 @@ from solorun.rundir import PROGRESS
 SIZE = 256
 _RECENT = 50
 _FADE = 0.98
+_LONGEST_WORD = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,13 @@ class Heartbeat:
         self.run_id = run_id
         self.phase = "starting"
         self.step = self.total = self.first_step = 0
-        self._since = self._beat = time.time()
+        self._since = time.time()
         self._last_step_at = 0.0
         self._longest: dict[str, float] = {}
+        self._slowest = 0.0
         self._pace = 0.0
         self._paced = 0
+        self._settle_head()
 
     def claim(self) -> bool:
         """Become the only writer. False when another process of this run already is (two trainers, one guard)."""
@@ -91,48 +94,68 @@ class Heartbeat:
     def advance(self, step: int, total: int) -> None:
         """Report a finished step. Costs microseconds; a full disk costs the beat, never the run."""
         now = time.time()
-        if self._last_step_at:
-            took = now - self._last_step_at
-            self._paced = min(self._paced + 1, _RECENT)
-            self._pace += (took - self._pace) / self._paced
-            own = now - max(self._last_step_at, self._since)
-            self._longest[self.phase] = max(own, self._longest.get(self.phase, 0.0) * _FADE)
-        else:
+        last = self._last_step_at
+        self._last_step_at, self.step, self.total = now, step, total
+        if not last or self.phase == "starting":
+            self._first_advance(step, now)
+        if last:
+            if self._paced < _RECENT:
+                self._paced += 1
+            self._pace += (now - last - self._pace) / self._paced
+            took = now - (max(self._since, last))
+            faded = self._slowest * _FADE
+            self._slowest = max(faded, took)
+        self._write(now)
+
+    def _first_advance(self, step: int, now: float) -> None:
+        if not self._paced:
             self.first_step = step
         if self.phase == "starting":  # a trainer that names no phases trains once it reports steps
             self.phase, self._since = "training", now
-        self._last_step_at = now
-        self.step, self.total = step, total
-        self._write(now)
+        self._settle_head()
 
     def begin(self, phase: str) -> None:
         """Enter a phase."""
-        self.phase, self._since = phase, time.time()
+        self._longest[self.phase] = self._slowest
+        self.phase, self._since, self._slowest = phase, time.time(), self._longest.get(phase, 0.0)
+        self._settle_head()
         self._write(self._since)
 
     def finish(self, phase: str, lasted_s: float) -> None:
         """Remember how long a phase lasted, so that a watcher knows what is usual for it."""
-        self._longest[phase] = max(lasted_s, self._longest.get(phase, 0.0) * _FADE)
+        known = self._slowest if phase == self.phase else self._longest.get(phase, 0.0)
+        longest = max(lasted_s, known * _FADE)
+        if phase == self.phase:
+            self._slowest = longest
+        self._longest[phase] = longest
 
     def beat(self) -> None:
         """Say that the run is alive within a long phase."""
         self._write(time.time())
 
     def close(self) -> None:
-        """Close the file; the last line stays."""
-        os.close(self._fd)
+        """Close the file; the last line stays, later beats are lost."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1  # the number may soon be another file's
+
+    def _settle_head(self) -> None:
+        """The part of the line that stays the same from step to step, put together once."""
+        run_id, phase = self.run_id.encode(), _word(self.phase)
+        self._head = b"1 %s %s %.3f %d " % (run_id, phase, self._since, self.first_step)
 
     def _write(self, now: float) -> None:
-        self._beat = now
-        line = b"1 %s %s %d %d %.3f %.3f %.3f %.6f %d" % (
-            self.run_id.encode(), self.phase.encode(), self.step, self.total, now, self._since,
-            self._longest.get(self.phase, 0.0), self._pace, self.first_step,
-        )  # fmt: skip
-        line = line[: SIZE - 10].ljust(SIZE - 10)
+        numbers = (self._head, self.step, self.total, now, self._slowest, self._pace)
+        line = (b"%s%d %d %.3f %.3f %.6f" % numbers)[: SIZE - 10].ljust(SIZE - 10)
         try:
             os.pwrite(self._fd, b"%s %08x\n" % (line, zlib.crc32(line)), 0)
         except OSError:
             return
+
+
+def _word(phase: str) -> bytes:
+    """A phase as one word that fits the line, whatever a trainer calls it."""
+    return "-".join(phase.split())[:_LONGEST_WORD].encode("utf-8", "replace") or b"-"
 
 
 def read_progress(directory: int) -> Progress | None:
@@ -162,7 +185,7 @@ def decode(data: bytes) -> Progress | None:
     if len(data) != SIZE or data[SIZE - 9 : SIZE - 1] != b"%08x" % zlib.crc32(data[: SIZE - 10]):
         return None
     try:
-        _, run_id, phase, step, total, beat, since, longest, pace, first = data[: SIZE - 10].decode().split()
+        _, run_id, phase, since, first, step, total, beat, longest, pace = data[: SIZE - 10].decode().split()
         return Progress(
             run_id, phase, int(step), int(total), float(beat), float(since), float(longest), float(pace), int(first)
         )

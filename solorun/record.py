@@ -57,6 +57,9 @@ class RunRecord:
 
 
 _FIELDS = frozenset(field.name for field in fields(RunRecord))
+_TEXTS = ("run_id", "user", "host", "fingerprint", "state", "why")
+_NUMBERS = ("pid", "started")
+_MAYBE_NUMBERS = ("exit_code", "signal", "first_step", "last_step", "total_steps", "ended")
 
 
 def new_run_id(now: float) -> str:
@@ -78,11 +81,22 @@ def read_record(directory: int) -> RunRecord | None:
         raw = json.loads(os.read(fd, 1 << 20))
         known = {key: value for key, value in raw.items() if key in _FIELDS}
         record = RunRecord(**{**known, "program": tuple(raw["program"])})
-        return record if isinstance(record.run_id, str) and isinstance(record.started, int | float) else None
+        return record if _is_sound(record) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     finally:
         os.close(fd)
+
+
+def _is_sound(record: RunRecord) -> bool:
+    """Whether every value is of its kind: a damaged file must not surprise whoever shows it."""
+    return (
+        all(isinstance(getattr(record, name), str) for name in _TEXTS)
+        and all(isinstance(word, str) for word in record.program)
+        and isinstance(record.parent_run_id, str | None)
+        and all(isinstance(getattr(record, name), int | float) for name in _NUMBERS)
+        and all(isinstance(getattr(record, name), int | float | None) for name in _MAYBE_NUMBERS)
+    )
 
 
 def write_record(directory: int, record: RunRecord) -> None:

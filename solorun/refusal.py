@@ -49,7 +49,7 @@ def _held(path: Path, quoted: str, found: HeldBy | None, now: float) -> SolorunE
     progress = evidence.progress if evidence else None
     if progress and progress.run_id == owner.run_id:
         total = f" of {progress.total}" if progress.total else ""
-        lines.append(f"at step {progress.step}{total}, {progress.phase}, {now - progress.time:.0f} s ago")
+        lines.append(f"at step {progress.step}{total}, {progress.phase}, {max(0.0, now - progress.time):.0f} s ago")
     if evidence and isinstance(evidence.verdict, HeldBy):
         lines.append(f"evidence: {evidence.verdict.proof}")
     return Held(

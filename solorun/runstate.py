@@ -132,7 +132,7 @@ def classify(evidence: Evidence, now: float, settings: Settings) -> RunState:
     verdict = evidence.verdict
     if isinstance(verdict, Foreign):
         progress = evidence.progress
-        return Elsewhere(verdict.owner, now - progress.time if progress else None)
+        return Elsewhere(verdict.owner, max(0.0, now - progress.time) if progress else None)
     if isinstance(verdict, Unknown):
         return Unreadable(evidence.directory, verdict.reason)
     if isinstance(verdict, Held):
@@ -175,6 +175,11 @@ def silence_limit(progress: Progress | None, settings: Settings) -> float:
     return min(max(settings.silent_floor_s, usual), settings.silent_ceiling_s)
 
 
+def how_ended(record: RunRecord) -> str:
+    """How a run that is over ended; lost, when nothing of it was left to write that down."""
+    return "lost" if record.state == "running" else record.state
+
+
 def detail(state: RunState) -> str:
     """One line on why the state is named so."""
     match state:
@@ -190,4 +195,4 @@ def detail(state: RunState) -> str:
         case Running(progress=progress):
             return progress.phase if progress else "reports no steps"
         case Idle(last):
-            return f"last run {last.state}" if last else "no run yet"
+            return f"last run {how_ended(last)}" if last else "no run yet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ def _from_file(place: Path) -> Settings:
     for key, value in raw.items():
         if key not in Settings.__slots__:
             raise BadUsage(f"{path}: unknown key {key!r}", f"the keys are {', '.join(Settings.__slots__)}")
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise BadUsage(f"{path}: {key} must be a number of 0 or more", "correct that file")
         numbers[key] = float(value)
     return replace(Settings(), roots=tuple(place / root for root in roots), **numbers)

@@ -28,7 +28,8 @@ from solorun.process import RUN_ID_VARIABLE
 from solorun.record import State
 from solorun.stopping import SAME_REQUEST_S
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FORWARDED = (*_POLITE, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _TICK_S = 0.1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -89,6 +90,7 @@ class _Supervisor:
     def __init__(self, plan: LaunchPlan, made: Claim) -> None:
         self.plan = plan
         self.claim = made
+        self.me = process.identify_self()  # asked before the fork: in the child it would be the child
         self.child: ProcessId | None = None
         self.asked: int | None = None
         self.asked_at = 0.0
@@ -110,7 +112,8 @@ class _Supervisor:
             self._reap(os.WUNTRACED, block=True)
             self._restore()
             raise
-        os.write(gate, b"go")
+        with contextlib.suppress(BrokenPipeError):  # a signal ended the child at the gate
+            os.write(gate, b"go")
         os.close(gate)
         failure = _read_failure(problem)
         self.claim.keep(self._stop_for_conflict)
@@ -123,11 +126,14 @@ class _Supervisor:
         problem_read, problem_write = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        # Signals wait over the fork: in the child, our handlers would swallow the one that shall end it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         pid = os.fork()
         if pid == 0:
             os.close(gate_write)
             os.close(problem_read)
-            self._be_child(gate_read, problem_write)
+            self._be_child(gate_read, problem_write, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(gate_read)
         os.close(problem_write)
         with contextlib.suppress(OSError):  # the child does the same: whoever is first
@@ -138,17 +144,18 @@ class _Supervisor:
         self.child = process.identify(pid) or ProcessId(process.here(), pid, 0)
         return gate_write, problem_read
 
-    def _be_child(self, gate: int, problem: int) -> NoReturn:
+    def _be_child(self, gate: int, problem: int, mask: set[int]) -> NoReturn:
         try:
             with contextlib.suppress(OSError):
                 os.setpgid(0, 0)
-            if os.read(gate, 2) != b"go":
-                os._exit(125)
             # SIGINT back to its default even if inherited as ignored: `solorun stop` must reach any command.
-            for number in (signal.SIGINT, *_FORWARDED, signal.SIGTTOU, signal.SIGCHLD, signal.SIGPIPE):
+            for number in (*_FORWARDED, signal.SIGTTOU, signal.SIGCHLD, signal.SIGPIPE):
                 if number == signal.SIGHUP and self.before.get(number) == signal.SIG_IGN:
                     continue
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if os.read(gate, 2) != b"go":
+                os._exit(125)
             os.set_inheritable(self.claim.lock.truth, True)
             os.dup2(self.claim.log.fd, 1)
             os.dup2(self.claim.log.fd, 2)
@@ -160,20 +167,18 @@ class _Supervisor:
             os._exit(127)
 
     def _environment(self) -> dict[str, str]:
-        me = process.identify_self()
         return {
             **self.plan.env,
             RUN_ID_VARIABLE: self.claim.run_id,
             LOCK_VARIABLE: str(self.claim.lock.truth),
-            SUPERVISOR_VARIABLE: f"{me.pid}:{me.started}",
+            SUPERVISOR_VARIABLE: f"{self.me.pid}:{self.me.started}",
             # A pipe or a file makes Python buffer whole blocks: the log would lag by minutes.
             "PYTHONUNBUFFERED": self.plan.env.get("PYTHONUNBUFFERED", "1"),
         }
 
     def _publish(self) -> None:
         assert self.child is not None  # noqa: S101 - _fork has set it
-        me = process.identify_self()
-        self.claim.publish(self.child, self.plan.argv, supervisor=me, adopted=False)
+        self.claim.publish(self.child, self.plan.argv, supervisor=self.me, adopted=False)
 
     def _listen(self) -> None:
         read, self.wakeup = os.pipe()
@@ -192,6 +197,9 @@ class _Supervisor:
         self.before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
     def _restore(self) -> None:
+        if self.terminal >= 0:  # while SIGTTOU is still ignored: it would suspend us here, at the very end
+            with contextlib.suppress(OSError):
+                os.tcsetpgrp(self.terminal, os.getpgrp())
         signal.set_wakeup_fd(-1)
         for number, before in self.before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)  # type: ignore[arg-type]
@@ -199,12 +207,9 @@ class _Supervisor:
         os.close(self.wakeup)
         if self.log_reader >= 0:
             os.close(self.log_reader)
-        if self.terminal >= 0:
-            with contextlib.suppress(OSError):
-                os.tcsetpgrp(self.terminal, os.getpgrp())
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number in _POLITE:
             if self.asked == number and time.monotonic() - self.asked_at < SAME_REQUEST_S:
                 return
             self.asked_at = time.monotonic()
@@ -256,6 +261,7 @@ class _Supervisor:
         if owner is not None and owner.process not in survivors:
             self.claim.relabel(survivors[0])  # a label with a dead PID would let an old-style trainer in
         if not told:
+            self.asked_at = 0.0  # what was asked before, the command has heard; its survivors have not
             pids = ", ".join(str(survivor.pid) for survivor in survivors)
             self.claim.event("survivors", pids=[survivor.pid for survivor in survivors])
             self.claim.log.write(
@@ -299,8 +305,7 @@ class _Supervisor:
             if self.log_reader < 0:
                 self.log_reader = os.open("training.log", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.claim.lock.fd)
             while data := os.pread(self.log_reader, 1 << 16, self.log_position):
-                self.log_position += len(data)
-                os.write(self.plan.output, data)
+                self.log_position += os.write(self.plan.output, data)
         except OSError:  # the terminal is gone; the run goes on
             return
 
@@ -309,7 +314,7 @@ class _Supervisor:
             outcome = Ended("crashed", 127, None, seconds)
         elif os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            outcome = Ended("interrupted" if self.asked else "killed", 128 + number, number, seconds)
+            outcome = Ended("interrupted" if number in _POLITE else "killed", 128 + number, number, seconds)
         else:
             code = os.WEXITSTATUS(status)
             outcome = Ended(_state(code, self.asked), code, self.asked, seconds)
@@ -327,7 +332,7 @@ class _Supervisor:
 
 
 def _state(code: int, asked: int | None) -> State:
-    if asked is not None or code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
+    if asked is not None or code - 128 in _POLITE:
         return "interrupted"
     return "completed" if code == 0 else "crashed"
 

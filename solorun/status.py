@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from solorun import process
-from solorun.label import look_at, read_label, read_owner
+from solorun.label import is_copy, look_at, read_label, read_owner
 from solorun.owner import (
     Free,
     Gone,
@@ -22,8 +22,20 @@ from solorun.owner import (
 )
 from solorun.progress import read_progress
 from solorun.record import read_record
-from solorun.rundir import LOG, find_results_directories
-from solorun.runstate import NAMES, Elsewhere, Evidence, Hung, Running, RunState, Silent, Unreadable, classify, detail
+from solorun.rundir import LOG, RunDir, find_results_directories
+from solorun.runstate import (
+    NAMES,
+    Elsewhere,
+    Evidence,
+    Hung,
+    Running,
+    RunState,
+    Silent,
+    Unreadable,
+    classify,
+    detail,
+    how_ended,
+)
 from solorun.settings import Settings
 
 
@@ -55,7 +67,7 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
     label = label if isinstance(label, Label) else None
     record = read_record(fd)
     owner = read_owner(fd)
-    if isinstance(verdict, Held) and verdict.owner is None and verdict.pid:
+    if isinstance(verdict, Held) and verdict.owner is None and verdict.pid and not _lives_here(owner, fd):
         owner = _old_style_owner(directory, fd, verdict.pid, label)
     run_id = owner.run_id if owner else record.run_id if record and record.state == "running" else ""
     over = isinstance(verdict, Free | Stale)
@@ -71,6 +83,11 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
         record=record,
         log_age_s=_age(fd, now),
     )
+
+
+def _lives_here(owner: Owner | None, fd: int) -> bool:
+    """Whether a record tells of a live run of this directory, whatever the label says."""
+    return owner is not None and not is_copy(fd, owner) and process.is_alive(owner.process)
 
 
 def _old_style_owner(directory: str, fd: int, pid: int, label: Label | None) -> Owner | None:
@@ -100,8 +117,8 @@ def _age(fd: int, now: float) -> float | None:
 
 
 def survey(roots: Iterable[Path], now: float, settings: Settings) -> list[tuple[Path, RunState, Evidence | None]]:
-    """The state of every results directory at or below the roots, sorted by path."""
-    places = {place.path for root in roots for place in find_results_directories(root)}
+    """The state of every results directory at or below the roots, sorted by path; roots that cannot be read as well."""
+    places = {place.path for root in roots for place in (*find_results_directories(root), *_unreadable(root))}
     found: list[tuple[Path, RunState, Evidence | None]] = []
     for path in sorted(places):
         evidence = gather(path, now)
@@ -112,13 +129,22 @@ def survey(roots: Iterable[Path], now: float, settings: Settings) -> list[tuple[
     return found
 
 
+def _unreadable(root: Path) -> tuple[RunDir, ...]:
+    try:
+        os.scandir(root).close()
+    except OSError:
+        return (RunDir(root),)
+    return ()
+
+
 def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: float) -> dict[str, Any]:
     """One run as `solorun status --json` tells it; the keys are frozen, new ones may be added."""
     owner: Owner | None = getattr(state, "owner", None)
     live = isinstance(state, Running | Silent | Hung | Elsewhere)
     record = evidence.record if evidence else None
     progress = evidence.progress if evidence else None
-    if owner is not None and progress is not None and progress.run_id != owner.run_id:
+    run_id = owner.run_id if owner else record.run_id if record else None
+    if progress is not None and progress.run_id != run_id:
         progress = None
     return {
         "directory": str(directory),
@@ -133,11 +159,11 @@ def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: flo
         "log_age_s": evidence.log_age_s if evidence else None,
         "step_age_s": max(0.0, now - progress.time) if progress else None,
         "phase": progress.phase if progress and live else None,
-        "run_id": owner.run_id if owner else record.run_id if record else None,
+        "run_id": run_id,
         "host": owner.process.here.host if owner else record.host if record else None,
         "command": list(owner.argv if owner else record.program if record else ()),
         "memory_bytes": process.resident_bytes(owner.process.pid) if owner and _is_here(owner.process.here) else None,
-        "ended": record.state if record and not live else None,
+        "ended": how_ended(record) if record and not live else None,
         "detail": detail(state),
     }
 

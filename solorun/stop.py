@@ -187,9 +187,11 @@ def _find(directory: Path) -> _Target | None:
         os.close(fd)
     if isinstance(verdict, Foreign | Unknown):
         raise refusal(directory, verdict, time.time())
-    run_id = record.run_id if record else last.run_id if last else ""
     if isinstance(verdict, Held):
-        return _Target(run_id, record or _unrecorded(directory, verdict), ())
+        # Beside the label of an old-style trainer there may lie the record of a run that is long dead.
+        owner = record if record and process.is_alive(record.process) else _unrecorded(directory, verdict)
+        return _Target(owner.run_id if owner else "", owner, ())
+    run_id = record.run_id if record else last.run_id if last else ""
     survivors = tuple(process.carriers(run_id)) if run_id else ()
     return _Target(run_id, None, survivors) if survivors else None
 
@@ -207,21 +209,25 @@ def _ask(directory: Path, target: _Target, tell: Callable[[str], None]) -> int:
     """Ask once: a second SIGINT would make the run leave without a checkpoint."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        asked = any(
-            event["event"] == "stop requested" and event.get("run_id") == target.run_id for event in read_events(fd)
-        )
-        if target.run_id and asked:
+        if target.owner is not None and _was_asked(fd, target.run_id):
             tell("it was asked to stop before; waiting for it")
             return signal.SIGINT
+        pid = target.owner.process.pid if target.owner else ", ".join(str(p.pid) for p in target.survivors)
+        tell(f"asking PID {pid} to stop (SIGINT)")
+        target.ask(signal.SIGINT)
+        # Written down only now: who may not signal the run must not keep others from asking it.
         with contextlib.suppress(OSError):
             user = process.user_name(os.getuid())
             journal(fd, target.run_id, "stop requested", time.time(), by=user, signal=int(signal.SIGINT))
     finally:
         os.close(fd)
-    pid = target.owner.process.pid if target.owner else ", ".join(str(p.pid) for p in target.survivors)
-    tell(f"asking PID {pid} to stop (SIGINT)")
-    target.ask(signal.SIGINT)
     return signal.SIGINT
+
+
+def _was_asked(directory: int, run_id: str) -> bool:
+    """Whether the run as it is now was asked to stop; survivors that it left have heard nothing yet."""
+    told = [event["event"] for event in read_events(directory) if run_id and event.get("run_id") == run_id]
+    return next((name for name in reversed(told) if name in ("stop requested", "survivors")), "") == "stop requested"
 
 
 def _wait(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+import weakref
 from types import FrameType
 from typing import Any
 
@@ -20,6 +22,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.reason = ""
+        self.leaving = False
+        """The run is on its way out: impatience must not interrupt the release of the lock."""
         self._asked_at = 0.0
         self._before: dict[int, Any] = {}
 
@@ -47,6 +51,7 @@ class StopRequest:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._before[number] = signal.signal(number, self._handle)
+        _listening.add(self)
 
     def forget(self) -> None:
         """Put the handlers back that were there before."""
@@ -54,8 +59,26 @@ class StopRequest:
             # A handler that was not installed from Python reads as None and cannot be put back.
             signal.signal(number, signal.SIG_DFL if before is None else before)
         self._before.clear()
+        _listening.discard(self)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.leaving:
+            return
         if self.asked and number == signal.SIGINT and time.monotonic() - self._asked_at > SAME_REQUEST_S:
             raise KeyboardInterrupt  # asked twice at the keyboard: leave at once
         self.ask(signal.Signals(number).name, number)
+
+
+_listening: weakref.WeakSet[StopRequest] = weakref.WeakSet()
+
+
+def _let_terminate_end_a_forked_worker() -> None:
+    """`Process.terminate()` must end a worker; the terminal's Ctrl-C still must not, before the run has saved.
+
+    By the system's own default, not by a handler in Python: that one would wait for a worker that blocks.
+    """
+    if _listening:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_let_terminate_end_a_forked_worker)

@@ -17,7 +17,12 @@ def ago(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
+def printable(text: str) -> str:
+    """A name with control characters shown, not sent to the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def command_line(argv: tuple[str, ...]) -> str:
     """A command on one line, control characters shown, cut to what a terminal can take."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shlex.join(argv))
+    text = printable(shlex.join(argv))
     return text if len(text) <= 160 else text[:157] + "..."

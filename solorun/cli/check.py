@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 
-from solorun.cli.places import current_settings, relative, roots
-from solorun.cli.render import next_steps
+from solorun.cli.places import current_settings, roots
+from solorun.cli.render import next_steps, typed
 from solorun.preflight import Safe, check
 from solorun.rundir import find_results_directories
 from solorun.status import wall_clock
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"schema": 1, "safe": safe, "directories": rows}, indent=1))
         return 0 if safe else 4
     for finding in findings:
-        where = shlex.quote(relative(finding.directory))
+        where = typed(finding.directory)
         if isinstance(finding, Safe):
             print(f"safe      {where}" + (f"  (stale lock cleared: {finding.cleared})" if finding.cleared else ""))
         else:

@@ -21,6 +21,7 @@ _VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
+    _open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] = []
     if "--" in words:
@@ -40,7 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader left (`solorun status | head`); a second complaint at exit would only confuse.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except OSError as error:  # such as a working directory that was deleted
+        print(f"solorun: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return code
+
+
+def _open_closed_streams() -> None:
+    """Open what was closed (`solorun ... >&-`) on /dev/null: else the lock would get the number of a stream."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is the one that was closed
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - open to the end, as every stream is
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

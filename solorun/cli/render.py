@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from solorun.cli.places import relative
 from solorun.runstate import PROBLEMS
-from solorun.wording import ago
+from solorun.wording import ago, printable
 
 _HEAD = ("DIRECTORY", "STATE", "PID", "USER", "STEP", "RATE", "LEFT", "LOG")
 
@@ -21,7 +23,7 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(_line(line, widths))
         if row["state"] in PROBLEMS or row["state"] == "foreign":
             lines.append(f"  {row['detail']}")
-            lines.append(f"  next: {next_steps(row['state'], line[0])}")
+            lines.append(f"  next: {next_steps(row['state'], typed(row['directory']))}")
     return lines
 
 
@@ -35,7 +37,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         step += f"/{row['total']}"
     state = row["state"] if row["state"] != "idle" or not row["ended"] else f"idle ({row['ended']})"
     return (
-        _printable(relative(row["directory"])),
+        printable(relative(row["directory"])),
         state,
         "-" if row["pid"] is None or row["state"] == "idle" else str(row["pid"]),
         row["user"] or "-",
@@ -46,9 +48,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _printable(text: str) -> str:
-    """A name with control characters shown, not sent to the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def typed(path: str | Path) -> str:
+    """A path as the person would type it to a shell from here."""
+    return printable(shlex.quote(relative(path)))
 
 
 def next_steps(state: str, where: str) -> str:

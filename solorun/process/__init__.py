@@ -89,11 +89,15 @@ def send_group(leader: ProcessId, number: int) -> bool:
     return True
 
 
+def carries(pid: int, run_id: str) -> bool:
+    """Whether a process was started as part of this run; False where that may not be read."""
+    return bool(_system.environment_has(pid, os.fsencode(f"{RUN_ID_VARIABLE}={run_id}")))
+
+
 def carriers(run_id: str) -> list[ProcessId]:
     """Live processes, other than the caller, that were started as part of this run."""
-    entry = os.fsencode(f"{RUN_ID_VARIABLE}={run_id}")
     own = os.getpid()
-    found = (identify(pid) for pid in _system.pids() if pid != own and _system.environment_has(pid, entry))
+    found = (identify(pid) for pid in _system.pids() if pid != own and carries(pid, run_id))
     return [process for process in found if process is not None]
 
 

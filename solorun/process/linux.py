@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from solorun.owner import Alive, Gone, Here, Sighting
@@ -31,12 +32,15 @@ def here() -> Here:
 
 
 def probe(pid: int) -> Sighting:
-    """See whether a process lives. A zombie is dead; a process that may not be looked at is alive."""
+    """See whether a process lives. A zombie is dead; a process that may not be looked at is alive.
+
+    A killed process whose first thread is a zombie already, and others not yet, still has its files and locks.
+    """
     fields = _stat(pid)
     if fields is None:
         return _probe_by_signal(pid)
-    state, started = fields[0].decode(), int(fields[19])
-    if state in _DEAD:
+    state, threads, started = fields[0].decode(), int(fields[17]), int(fields[19])
+    if state in _DEAD and threads <= 1:
         return Gone()
     # Age by the boot clock: the wall clock may have been set since the process was born.
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / _HZ
@@ -149,15 +153,22 @@ def send(pid: int, started: int, number: int) -> bool:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
+    except OSError:  # an old kernel, or a container that forbids it: checked immediately before, and sent by number
+        return _send_if(pid, started, lambda: os.kill(pid, number))
     try:
-        seen = probe(pid)
-        if not isinstance(seen, Alive) or seen.started != started:
-            return False
-        signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        return False
+        return _send_if(pid, started, lambda: signal.pidfd_send_signal(pidfd, number))
     finally:
         os.close(pidfd)
+
+
+def _send_if(pid: int, started: int, deliver: Callable[[], None]) -> bool:
+    seen = probe(pid)
+    if not isinstance(seen, Alive) or seen.started != started:
+        return False
+    try:
+        deliver()
+    except ProcessLookupError:
+        return False
     return True
 
 

@@ -1,0 +1,343 @@
+"""The command line: every verb, every mistake, one clear line and the right exit code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from solorun.cli.main import main
+
+from .stage import HOLDING, Spawner, Terminal, a_dead_pid, as_nobody, label_of, names, wait_until
+
+
+@dataclass
+class Said:
+    """What a command printed, and how it exited."""
+
+    code: int
+    out: str
+    err: str
+
+
+Say = Callable[..., Said]
+
+
+@pytest.fixture
+def say(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+    """Run the command within this process, from an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SOLORUN_ROOTS", raising=False)
+
+    def run(*words: str | Path) -> Said:
+        capfd.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else 1
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Said(code, out, err)
+
+    return run
+
+
+VERBS = ("check", "start", "status", "logs", "stop")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_flag_is_a_usage_error(say: Say, verb: str) -> None:
+    said = say(verb, "--no-such-flag", "x")
+    assert said.code == 2
+    assert "--no-such-flag" in said.err
+
+
+@pytest.mark.parametrize("verb", ["start", "logs", "stop"])
+def test_a_verb_without_its_directory_is_a_usage_error(say: Say, verb: str) -> None:
+    said = say(verb)
+    assert said.code == 2
+    assert "DIR" in said.err
+
+
+@pytest.mark.parametrize(
+    "words", [["stop", "x", "--grace", "soon"], ["stop", "x", "--grace", "-1"], ["stop", "x", "--grace", "nan"],
+              ["logs", "x", "-n", "-1"], ["logs", "x", "-n", "many"], ["nonsense"], []],
+)  # fmt: skip
+def test_a_wrong_value_is_a_usage_error(say: Say, words: list[str]) -> None:
+    assert say(*words).code == 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_given(say: Say, verb: str) -> None:
+    said = say(verb, "--help")
+    assert said.code == 0
+    assert f"solorun {verb}" in said.out
+
+
+def test_the_version_is_told(say: Say) -> None:
+    assert say("--version").out.startswith("solorun 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["start", "{}", "--", "true"], 1),
+        (["stop", "{}"], 1),
+        (["logs", "{}"], 1),
+        (["check", "{}"], 4),
+        (["status", "{}"], 0),
+        (["status", "--exit-code", "{}"], 4),
+    ],
+)
+def test_a_file_in_the_directorys_place_is_told_in_one_line(
+    say: Say, tmp_path: Path, words: list[str], code: int
+) -> None:
+    (tmp_path / "file").write_text("x")
+    said = say(*(word.format("file") for word in words))
+    assert said.code == code
+    assert "file" in said.out + said.err
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["stop", "gone"], 1), (["logs", "gone"], 1), (["check", "gone"], 0), (["status", "gone"], 0)]
+)
+def test_a_missing_directory_is_told_in_one_line(say: Say, tmp_path: Path, words: list[str], code: int) -> None:
+    said = say(*words)
+    assert said.code == code
+    assert "gone" in said.out + said.err
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["start", "{}", "--", "true"], 1),
+        (["stop", "{}"], 1),
+        (["logs", "{}"], 1),
+        (["logs", "{}/below"], 1),
+        (["check", "{}"], 4),
+        (["status", "{}"], 0),
+    ],
+)
+def test_a_directory_without_permission_is_told_in_one_line(open_results: Path, words: list[str], code: int) -> None:
+    open_results.chmod(0o700)
+
+    def ask() -> list[object]:
+        said = os.memfd_create("said")
+        for number in (1, 2):
+            os.dup2(said, number)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115 - this process ends at once
+        os.chdir("/")
+        code = main([word.format(open_results) for word in words])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return [code, os.pread(said, 1 << 16, 0).decode()]
+
+    for verb in VERBS:
+        importlib.import_module(f"solorun.cli.{verb}")  # another user may not be able to read the sources
+    answer = as_nobody(ask)
+    assert isinstance(answer, list), answer
+    assert answer[0] == code
+    assert "Permission denied" in answer[1]
+    assert "Traceback" not in answer[1]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_mistake_in_the_settings_file_is_told(say: Say, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "solorun.toml").write_text("colour = 1")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "training.log").write_text("line\n")
+    said = say(verb, "r", *(["--", "true"] if verb == "start" else []))
+    if verb in ("logs", "stop"):  # they need no settings
+        assert said.code == 0
+    else:
+        assert said.code == 2
+        assert "unknown key 'colour'" in said.err
+        assert "next: the keys are roots" in said.err
+
+
+@pytest.mark.parametrize("words", [["status"], ["check"], ["start", "x", "--", "true"]])
+def test_a_working_directory_that_was_deleted_is_told_in_one_line(
+    spawn: Spawner, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    code = """
+        import os, sys
+        os.rmdir(os.getcwd())
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "solorun", *sys.argv[1:]])
+    """
+    child = spawn.python(code, *words, cwd=tmp_path / "here")
+    assert child.wait() == 1
+    assert "Traceback" not in child.text()
+    assert "No such file or directory" in child.text()
+
+
+def test_the_verbs_work_without_a_run(say: Say, tmp_path: Path) -> None:
+    assert say("status").out.startswith("no runs found in ")
+    assert say("check").out == "safe      no results directory is in use\n"
+    (tmp_path / "r").mkdir()
+    assert say("stop", "r").out == "r: no run to stop\n"
+    said = say("logs", "r")
+    assert (said.code, said.err) == (1, "no log in r yet\n")
+
+
+def test_status_shows_a_table_and_what_to_do_next(say: Say, tmp_path: Path) -> None:
+    for name in ("live", "left", "odd\nname"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+    (tmp_path / "results" / "live" / "training.lock").write_text(f"{os.getpid()}\n")
+    dead = a_dead_pid()
+    (tmp_path / "results" / "left" / "training.lock").write_text(f"{dead}\n")
+    (tmp_path / "results" / "odd\nname" / "training.log").write_text("")
+    said = say("status")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0].split() == ["DIRECTORY", "STATE", "PID", "USER", "STEP", "RATE", "LEFT", "LOG"]
+    assert lines[1].split()[:2] == ["results/left", "stale"]
+    assert lines[2].strip() == f"PID {dead} is dead"
+    assert lines[3].strip().startswith("next: solorun check results/left")
+    assert lines[4].split()[:3] == ["results/live", "running", str(os.getpid())]
+    assert lines[5].startswith("results/odd\\nname  idle")
+    assert say("status", "--exit-code").code == 4
+    assert say("status", "--exit-code", "results/live").code == 0
+
+
+def test_the_next_step_can_be_typed_as_it_stands(say: Say, tmp_path: Path) -> None:
+    path = tmp_path / "two words"
+    path.mkdir()
+    (path / "training.lock").write_text(f"{a_dead_pid()}\n")
+    assert "next: solorun check 'two words' " in say("status", path).out
+
+
+def test_status_as_json_has_every_run(say: Say, results: Path) -> None:
+    (results / "training.lock").write_text(f"{os.getpid()}\n")
+    found = json.loads(say("status", "--json", results).out)
+    assert (found["schema"], [run["state"] for run in found["runs"]]) == (1, ["running"])
+    assert json.loads(say("status", "--json").out)["runs"][0]["pid"] == os.getpid()
+
+
+def test_check_tells_safe_or_not_by_words_json_and_exit_status(say: Say, results: Path) -> None:
+    said = say("check", results)
+    assert (said.code, said.out) == (0, "safe      results/mine\n")
+    dead = a_dead_pid()
+    (results / "training.lock").write_text(f"{dead}\n")
+    said = say("check")
+    assert (said.code, said.out) == (0, f"safe      results/mine  (stale lock cleared: PID {dead} is dead)\n")
+    (results / "training.lock").write_text(f"{os.getpid()}\n")
+    said = say("check", results)
+    assert said.code == 4
+    assert said.out.startswith("NOT SAFE  results/mine  running")
+    assert "next: solorun logs -f results/mine" in said.out
+    said = say("check", "--json", results)
+    found = json.loads(said.out)
+    assert (said.code, found["schema"], found["safe"]) == (4, 1, False)
+    assert found["directories"][0]["pid"] == os.getpid()
+    (results / "training.lock").unlink()
+    found = json.loads(say("check", "--json", results).out)
+    assert found["directories"] == [{"directory": str(results), "safe": True, "cleared": ""}]
+
+
+def test_logs_shows_the_last_lines(say: Say, results: Path) -> None:
+    (results / "training.log").write_text("".join(f"line {n}\n" for n in range(30)))
+    assert say("logs", results).out.splitlines() == [f"line {n}" for n in range(20, 30)]
+    assert say("logs", results, "-n", "2").out == "line 28\nline 29\n"
+    assert say("logs", results, "-n", "0").out == ""
+
+
+def test_logs_follows_until_ctrl_c(spawn: Spawner, results: Path) -> None:
+    (results / "training.log").write_text("old\n")
+    child = spawn.solorun("logs", "-f", results)
+    child.wait_for("old")
+
+    def appended() -> bool:  # the following begins a moment after the last lines were shown
+        with (results / "training.log").open("a") as file:
+            file.write("new\n")
+        return "new" in child.text()
+
+    wait_until(appended)
+    child.signal(signal.SIGINT)
+    assert child.wait() == 0
+    assert "Traceback" not in child.text()
+
+
+def test_logs_waits_for_a_log_that_is_not_there_yet(spawn: Spawner, results: Path) -> None:
+    child = spawn.solorun("logs", "-f", results)
+    wait_until(lambda: child.state() == "S")
+    (results / "training.log").write_text("first\n")
+    child.wait_for("first")
+    child.signal(signal.SIGINT)
+    assert child.wait() == 0
+
+
+def test_logs_sends_no_control_characters_to_a_terminal(terminal: Callable[..., Terminal], results: Path) -> None:
+    (results / "training.log").write_bytes(b"\x1b[31mred\n")
+    screen = terminal(sys.executable, "-m", "solorun", "logs", results)
+    assert screen.wait() == 0
+    assert "\x1b" not in screen.seen
+    assert "[31mred" in screen.seen
+
+
+def test_stop_tells_how_it_went(spawn: Spawner, results: Path) -> None:
+    child = spawn.python(HOLDING, results)
+    child.wait_for("holding")
+    stop = spawn.solorun("stop", results)
+    child.wait()
+    assert stop.wait() == 0
+    assert f"asking PID {child.pid} to stop" in stop.text()
+    assert "stopped at step" in stop.text()
+
+
+def test_stop_exits_5_when_the_run_still_runs_and_names_the_harder_way(spawn: Spawner, results: Path) -> None:
+    child = spawn.python(
+        "import signal, time; signal.signal(2, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    )
+    child.wait_for("up")
+    (results / "training.lock").write_text(f"{child.pid}\n")
+    stop = spawn.solorun("stop", results, "--grace", "0.2")
+    assert stop.wait() == 5
+    assert f"still running after 0.2 s, phase unknown, PID {child.pid}" in stop.text()
+    assert f"next: wait longer, or end it hard: solorun stop --kill {results}" in stop.text()
+
+
+def test_start_refused_exits_3_at_once(spawn: Spawner, results: Path) -> None:
+    child = spawn.python(HOLDING, results)
+    child.wait_for("holding")
+    second = spawn.solorun("start", results, "--", "true")
+    assert second.wait() == 3
+    assert f"is held by PID {child.pid}" in second.text()
+    assert label_of(results) == child.pid
+
+
+def test_a_foreign_run_exits_7(say: Say, results: Path) -> None:
+    (results.parent / "theirs").write_text(f"{os.getpid()}\n")
+    (results / "training.lock").symlink_to(results.parent / "theirs")
+    assert say("stop", results).code == 7
+    assert say("start", results, "--", "true").code == 7
+    assert names(results) == {"training.lock"}
+
+
+@pytest.mark.parametrize("verb", ["status", "check"])
+def test_a_reader_that_leaves_early_gets_no_complaint(spawn: Spawner, tmp_path: Path, verb: str) -> None:
+    for n in range(200):
+        (tmp_path / "results" / f"r{n}").mkdir(parents=True)
+        (tmp_path / "results" / f"r{n}" / "training.log").touch()
+    done = subprocess.run(
+        f"{sys.executable} -m solorun {verb} | head -0",
+        shell=True, cwd=tmp_path, capture_output=True, text=True, env=spawn.environment(), check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_a_command_with_its_output_closed_has_no_traceback(spawn: Spawner, results: Path) -> None:
+    for line in ("status >&-", "check >&-", f"logs {results} >&-", f"stop {results} >&- <&-"):
+        child = spawn("sh", "-c", f"{sys.executable} -m solorun {line}", cwd=results.parent.parent)
+        child.wait()
+        assert "Traceback" not in child.text(), line

@@ -1,0 +1,398 @@
+"""Processes: who is alive, who is who, and signals that reach exactly the one that was meant."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from solorun import process
+from solorun.owner import Alive, Gone, Here, ProcessId
+from solorun.process import darwin, linux
+
+from .stage import Spawner, a_dead_pid, as_nobody, wait_until
+
+SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+
+
+def identity(pid: int) -> ProcessId:
+    found = process.identify(pid)
+    assert found is not None
+    return found
+
+
+def test_a_running_process_is_alive_and_has_a_birth(spawn: Spawner) -> None:
+    child = spawn.python(SLEEPER)
+    child.wait_for("up")
+    seen = process.probe(child.pid)
+    assert isinstance(seen, Alive)
+    assert seen.started
+    me = process.probe(os.getpid())
+    assert isinstance(me, Alive)
+    assert me.born is not None
+    assert seen.born is not None
+    assert seen.born >= me.born
+
+
+def test_an_ended_process_is_gone() -> None:
+    assert process.probe(a_dead_pid()) == Gone()
+
+
+def test_a_zombie_is_dead() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    try:
+        wait_until(lambda: process.probe(pid) == Gone())
+        assert process.identify(pid) is None
+    finally:
+        os.waitpid(pid, 0)
+
+
+def test_a_zombie_whose_other_threads_still_live_is_alive(spawn: Spawner) -> None:
+    number = {"x86_64": 60, "aarch64": 93}.get(platform.machine())
+    if number is None:
+        pytest.skip("the number of exit(2) is not known here")
+    code = f"""
+        import ctypes, threading, time
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        print("up", flush=True)
+        ctypes.CDLL(None).syscall({number}, 0)  # ends this thread alone
+    """
+    child = spawn.python(code)
+    wait_until(lambda: child.state() == "Z", what="the first thread's end")
+    assert process.is_alive(identity(child.pid))
+    child.signal(signal.SIGKILL)
+    wait_until(lambda: process.probe(child.pid) == Gone())
+
+
+def test_a_suspended_process_is_alive(spawn: Spawner) -> None:
+    child = spawn.python(SLEEPER)
+    child.wait_for("up")
+    child.signal(signal.SIGSTOP)
+    wait_until(lambda: child.state() == "T")
+    assert process.is_alive(identity(child.pid))
+
+
+def test_a_process_of_another_user_is_alive() -> None:
+    mine = os.getpid()
+    assert as_nobody(lambda: isinstance(process.probe(mine), Alive)) is True
+
+
+def test_a_process_that_can_neither_be_read_nor_signalled_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "_stat", lambda _pid: None)  # as /proc with hidepid=2
+    mine = os.getpid()
+    assert as_nobody(lambda: isinstance(process.probe(mine), Alive)) is True
+    assert linux.probe(a_dead_pid()) == Gone()
+
+
+def test_another_users_process_is_not_signalled_but_refused() -> None:
+    me = process.identify_self()
+    answer = as_nobody(lambda: process.send(me, signal.SIGUSR1))
+    assert answer.startswith("PermissionError")
+
+
+def test_an_identity_is_the_same_however_often_it_is_asked(spawn: Spawner) -> None:
+    child = spawn.python(SLEEPER)
+    assert identity(child.pid) == identity(child.pid)
+    assert process.is_alive(identity(child.pid))
+
+
+def test_a_recycled_pid_is_not_the_process_that_was_meant(spawn: Spawner) -> None:
+    child = spawn.python(SLEEPER)
+    real = identity(child.pid)
+    assert not process.is_alive(replace(real, started=real.started - 1))
+
+
+def test_a_process_of_another_place_counts_as_alive_and_one_before_the_restart_as_dead() -> None:
+    here = process.here()
+    dead = a_dead_pid()
+    assert process.is_alive(ProcessId(replace(here, boot="b", machine="m"), dead, 1))
+    assert process.is_alive(ProcessId(replace(here, namespace="pid:[0]"), dead, 1))
+    assert not process.is_alive(ProcessId(replace(here, boot="b"), os.getpid(), 1))
+
+
+SAYS = """
+import signal, sys, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCONT):
+    signal.signal(number, lambda n, _f: print("got", signal.Signals(n).name, flush=True))
+print("up", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
+
+def test_a_signal_reaches_the_right_identity(spawn: Spawner) -> None:
+    child = spawn.python(SAYS)
+    child.wait_for("up")
+    assert process.send(identity(child.pid), signal.SIGUSR1)
+    child.wait_for("got SIGUSR1")
+
+
+def test_a_signal_is_not_sent_to_a_recycled_pid_another_boot_or_another_namespace(spawn: Spawner) -> None:
+    child = spawn.python(SAYS)
+    child.wait_for("up")
+    real = identity(child.pid)
+    assert not process.send(replace(real, started=real.started + 1), signal.SIGTERM)
+    assert not process.send(replace(real, here=replace(real.here, boot="b")), signal.SIGTERM)
+    assert not process.send(replace(real, here=replace(real.here, namespace="n")), signal.SIGTERM)
+    assert process.send(real, signal.SIGUSR1)
+    assert "SIGTERM" not in child.wait_for("got SIGUSR1")
+
+
+def test_a_signal_to_the_dead_is_not_sent() -> None:
+    assert not process.send(ProcessId(process.here(), a_dead_pid(), 1), signal.SIGTERM)
+
+
+def test_a_suspended_process_hears_a_polite_signal(spawn: Spawner) -> None:
+    child = spawn.python(SAYS)
+    child.wait_for("up")
+    child.signal(signal.SIGSTOP)
+    wait_until(lambda: child.state() == "T")
+    assert process.send(identity(child.pid), signal.SIGINT)
+    child.wait_for("got SIGINT")
+    child.wait_for("got SIGCONT")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_where_there_is_no_pidfd_the_identity_is_checked_and_the_signal_sent(
+    spawn: Spawner, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_pid: int, _flags: int = 0) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    child = spawn.python(SAYS)
+    child.wait_for("up")
+    real = identity(child.pid)
+    assert not process.send(replace(real, started=real.started + 1), signal.SIGTERM)
+    assert process.send(real, signal.SIGUSR1)
+    assert "SIGTERM" not in child.wait_for("got SIGUSR1")
+
+
+ORPHAN_MAKER = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", '''
+import os, time
+os.closerange(3, 1000)
+os.setsid()
+print("closed everything", os.getpid(), flush=True)
+time.sleep(600)
+'''])
+"""
+
+
+def test_carriers_finds_a_process_that_closed_all_descriptors_and_lost_its_parent(spawn: Spawner) -> None:
+    run_id = f"run-{spawn.mark}"
+    parent = spawn.python(ORPHAN_MAKER, env={process.RUN_ID_VARIABLE: run_id})
+    assert parent.wait() == 0
+    wait_until(lambda: "closed everything" in parent.text())
+    pid = int(parent.text().split()[-1])
+    assert [one.pid for one in process.carriers(run_id)] == [pid]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not process.carriers(run_id))
+
+
+def test_carriers_takes_no_id_for_another_that_begins_with_it(spawn: Spawner) -> None:
+    run_id = f"run-{spawn.mark}"
+    child = spawn.python(
+        SLEEPER, env={process.RUN_ID_VARIABLE: run_id + "0", "X": f"{process.RUN_ID_VARIABLE}={run_id}"}
+    )
+    child.wait_for("up")
+    assert process.carriers(run_id) == []
+    assert [one.pid for one in process.carriers(run_id + "0")] == [child.pid]
+
+
+def test_a_group_is_signalled_with_all_its_members(spawn: Spawner) -> None:
+    leader = spawn("sh", "-c", "sleep 600 & sleep 600 & echo up; wait", start_new_session=True)
+    leader.wait_for("up")
+    members = wait_until(lambda: len(found := spawn.descendants()) == 3 and found)
+    assert process.send_group(identity(leader.pid), signal.SIGTERM)
+    leader.wait()
+    wait_until(lambda: not any(process.is_alive(one) for one in members))
+
+
+def test_a_process_that_leads_no_group_or_is_recycled_has_no_group_to_signal(spawn: Spawner) -> None:
+    child = spawn.python(SLEEPER)
+    real = identity(child.pid)
+    assert not process.send_group(real, signal.SIGTERM)
+    leader = spawn.python(SLEEPER, start_new_session=True)
+    leader.wait_for("up")
+    real = identity(leader.pid)
+    assert not process.send_group(replace(real, started=real.started + 1), signal.SIGTERM)
+    assert leader.popen.poll() is None
+
+
+def test_what_a_process_is_can_be_told(spawn: Spawner) -> None:
+    child = spawn.python(SLEEPER, cwd="/")
+    child.wait_for("up")
+    assert process.argv(child.pid)[0] == sys.executable
+    assert process.cwd(child.pid) == "/"
+    assert process.resident_bytes(child.pid) > 1_000_000
+    assert process.user_of(child.pid) == process.user_name(os.getuid())
+    assert linux.parent(child.pid) == os.getpid()
+    assert process.user_name(123_456_789) == "123456789"
+
+
+def test_what_a_dead_process_was_cannot_be_told() -> None:
+    dead = a_dead_pid()
+    assert process.argv(dead) == ()
+    assert process.cwd(dead) == ""
+    assert process.resident_bytes(dead) == 0
+    assert process.user_of(dead) == ""
+    assert (linux.parent(dead), linux.group(dead)) == (0, 0)
+
+
+def test_a_program_name_with_parentheses_and_spaces_is_read_right(spawn: Spawner) -> None:
+    code = "import time; open('/proc/self/comm', 'w').write('a) R 1 (b'); print('up', flush=True); time.sleep(600)"
+    child = spawn.python(code)
+    child.wait_for("up")
+    assert linux.parent(child.pid) == os.getpid()
+
+
+def test_here_names_machine_boot_and_namespace() -> None:
+    here = process.here()
+    assert here.host
+    assert here.machine.startswith(here.host)
+    assert len(here.boot) == 36
+    assert here.namespace.startswith("pid:[")
+
+
+def test_signals_have_names() -> None:
+    assert process.signal_name(2) == "SIGINT"
+    assert process.signal_name(99) == "signal 99"
+
+
+class FakeError(Exception):
+    """The root of psutil's errors."""
+
+
+class NoSuchProcess(FakeError):
+    pass
+
+
+class ZombieProcess(NoSuchProcess):
+    pass
+
+
+class AccessDenied(FakeError):
+    pass
+
+
+def psutil_that_says(
+    status: Any = "sleeping", born: float = 1000.25, error: type[Exception] | None = None, **more: Any
+) -> Any:
+    """A stand-in for the psutil module on a Mac."""
+
+    def answer(value: Any) -> Callable[[], Any]:
+        def say() -> Any:
+            if error is not None:
+                raise error
+            return value
+
+        return say
+
+    class Oneshot:
+        def __enter__(self) -> None:
+            return None
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    answers = {"status": status, "create_time": born, "oneshot": Oneshot(), **more}
+    asked = SimpleNamespace(**{name: answer(value) for name, value in answers.items()})
+    asked.oneshot = Oneshot
+    return SimpleNamespace(
+        Process=lambda _pid: asked,
+        Error=FakeError, NoSuchProcess=NoSuchProcess, ZombieProcess=ZombieProcess, AccessDenied=AccessDenied,
+        STATUS_ZOMBIE="zombie", STATUS_DEAD="dead", STATUS_RUNNING="running", STATUS_STOPPED="stopped",
+        STATUS_DISK_SLEEP="disk-sleep", pids=lambda: [1, 2],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "letter"),
+    [("running", "R"), ("sleeping", "S"), ("idle", "S"), ("stopped", "T"), ("disk-sleep", "D"), ("waking", "S")],
+)
+def test_darwin_tells_the_state_by_its_letter(status: str, letter: str) -> None:
+    assert darwin.probe(7, psutil_that_says(status)) == Alive(1_000_250_000, 1000.25, letter)
+
+
+@pytest.mark.parametrize("status", ["zombie", "dead"])
+def test_darwin_takes_a_zombie_by_status_for_dead(status: str) -> None:
+    assert darwin.probe(7, psutil_that_says(status)) == Gone()
+
+
+@pytest.mark.parametrize("error", [NoSuchProcess, ZombieProcess])
+def test_darwin_takes_no_such_process_and_zombies_for_dead(error: type[Exception]) -> None:
+    assert darwin.probe(7, psutil_that_says(error=error)) == Gone()
+
+
+def test_darwin_takes_a_denied_process_for_alive() -> None:
+    assert darwin.probe(7, psutil_that_says(error=AccessDenied)) == Alive(None, None, "?")
+
+
+def test_darwin_identifies_boot_and_machine() -> None:
+    answers = {"kern.bootsessionuuid": "B-UUID", "kern.boottime": "{ sec = 1 }"}
+    here = darwin.here(lambda name: answers[name], lambda: "HW")
+    assert here == Here(here.host, "HW", "B-UUID", "")
+
+
+def test_darwin_falls_back_to_boot_time_and_host_name() -> None:
+    answers = {"kern.bootsessionuuid": "", "kern.boottime": "{ sec = 1 }"}
+    here = darwin.here(lambda name: answers[name], lambda: "")
+    assert here == Here(here.host, here.host, "{ sec = 1 }", "")
+
+
+def test_darwin_reads_environment_command_and_memory() -> None:
+    ps = psutil_that_says(
+        environ={"SOLORUN_RUN_ID": "r1"}, cmdline=["python3", "t.py"], cwd="/x", ppid=3,
+        uids=SimpleNamespace(real=501), memory_info=SimpleNamespace(rss=4096),
+    )  # fmt: skip
+    assert darwin.environment_has(7, b"SOLORUN_RUN_ID=r1", ps)
+    assert not darwin.environment_has(7, b"SOLORUN_RUN_ID=r", ps)
+    assert not darwin.environment_has(7, b"OTHER=r1", ps)
+    assert darwin.argv(7, ps) == ("python3", "t.py")
+    assert (darwin.cwd(7, ps), darwin.parent(7, ps), darwin.uid(7, ps)) == ("/x", 3, 501)
+    assert (darwin.resident_bytes(7, ps), darwin.pids(ps)) == (4096, [1, 2])
+
+
+def test_darwin_says_nothing_of_a_process_that_may_not_be_looked_at() -> None:
+    ps = psutil_that_says(
+        error=AccessDenied, environ={}, cmdline=[], cwd="", ppid=0, uids=SimpleNamespace(real=0), memory_info=None
+    )
+    assert not darwin.environment_has(7, b"SOLORUN_RUN_ID=r1", ps)
+    assert (darwin.argv(7, ps), darwin.cwd(7, ps), darwin.parent(7, ps)) == ((), "", 0)
+    assert (darwin.uid(7, ps), darwin.resident_bytes(7, ps)) == (None, 0)
+    assert not darwin.has_open(7, 1, 2, ps)
+
+
+def test_darwin_signals_only_the_identity_that_was_meant(spawn: Spawner) -> None:
+    child = spawn.python(SAYS)
+    child.wait_for("up")
+    ps = psutil_that_says()
+    assert not darwin.send(child.pid, 999, signal.SIGTERM, ps)
+    assert not darwin.send(child.pid, 1_000_250_000, signal.SIGTERM, psutil_that_says("zombie"))
+    assert darwin.send(child.pid, 1_000_250_000, signal.SIGUSR1, ps)
+    assert "SIGTERM" not in child.wait_for("got SIGUSR1")
+    assert not darwin.send(a_dead_pid(), 1_000_250_000, signal.SIGTERM, ps)
+
+
+def test_darwin_asks_the_real_psutil_by_the_same_names() -> None:
+    psutil = pytest.importorskip("psutil")
+    assert isinstance(darwin.probe(os.getpid(), psutil), Alive)
+    assert darwin.probe(a_dead_pid(), psutil) == Gone()
+    child = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    try:
+        wait_until(lambda: darwin.probe(child.pid, psutil) == Gone())
+    finally:
+        child.wait()

@@ -1,0 +1,328 @@
+"""Stopping a run: ask, wait, prove; escalate only when told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from solorun import process, stop
+from solorun.errors import DirectoryProblem, Refused
+from solorun.owner import encode_owner
+from solorun.stop import Action, Killed, StillRunning, Stopped, StopPolicy, WasNotRunning, next_action
+
+from .stage import (
+    HOLDING,
+    Child,
+    Spawner,
+    a_dead_pid,
+    as_nobody,
+    events,
+    label_of,
+    names,
+    owner_of,
+    run_record,
+    wait_until,
+)
+
+PATIENT = StopPolicy(graceful_s=60)
+KILLING = StopPolicy(graceful_s=60, kill=True)
+INT, TERM, KILL = int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("policy", "elapsed", "alive", "sent", "action"),
+    [
+        (PATIENT, 0, False, INT, Action.DONE),
+        (PATIENT, 999, False, INT, Action.DONE),
+        (PATIENT, 0, True, INT, Action.WAIT),
+        (PATIENT, 59.9, True, INT, Action.WAIT),
+        (PATIENT, 60, True, INT, Action.GIVE_UP),
+        (KILLING, 59.9, True, INT, Action.WAIT),
+        (KILLING, 60, True, INT, Action.TERM),
+        (KILLING, 61, True, TERM, Action.WAIT),
+        (KILLING, 70, True, TERM, Action.KILL),
+        (KILLING, 71, True, KILL, Action.WAIT),
+        (KILLING, 80, True, KILL, Action.GIVE_UP),
+        (KILLING, 65, False, TERM, Action.DONE),
+        (StopPolicy(0), 0, True, INT, Action.GIVE_UP),
+        (StopPolicy(0, kill=True), 0, True, INT, Action.TERM),
+    ],
+)
+def test_the_next_action(
+    monkeypatch: pytest.MonkeyPatch, policy: StopPolicy, elapsed: float, alive: bool, sent: int, action: Action
+) -> None:
+    monkeypatch.undo()  # the real graces
+    assert next_action(policy, elapsed, alive=alive, sent=sent) is action
+
+
+@pytest.fixture(autouse=True)
+def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "_TERM_GRACE_S", 0.5)
+    monkeypatch.setattr(stop, "_KILL_GRACE_S", 10.0)
+
+
+def holding(spawn: Spawner, results: Path, code: str = HOLDING) -> Child:
+    child = spawn.python(code, results)
+    child.wait_for("holding")
+    return child
+
+
+def reaped(child: Child) -> threading.Thread:
+    """Reap a child as soon as it ends, as a shell would."""
+    thread = threading.Thread(target=child.popen.wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_run_that_answers_is_stopped_gracefully(spawn: Spawner, results: Path) -> None:
+    child = holding(spawn, results)
+    wait_until(lambda: (results / "progress").read_bytes().find(b"training") > 0)
+    reaped(child)
+    told: list[str] = []
+    result = stop.stop(results, PATIENT, tell=told.append)
+    assert isinstance(result, Stopped)
+    assert result.step
+    assert told[0] == f"asking PID {child.pid} to stop (SIGINT)"
+    assert child.wait() == 128 + signal.SIGINT
+    assert "leaving SIGINT" in child.text()
+    assert label_of(results) == 0
+    assert run_record(results)["state"] == "interrupted"
+
+
+def test_there_may_be_nothing_to_stop(results: Path) -> None:
+    assert stop.stop(results, PATIENT) == WasNotRunning()
+    (results / "training.lock").write_text(f"{a_dead_pid()}\n")
+    assert stop.stop(results, PATIENT) == WasNotRunning()
+
+
+def test_a_missing_directory_is_a_directory_problem(tmp_path: Path) -> None:
+    with pytest.raises(DirectoryProblem, match="No such file"):
+        stop.stop(tmp_path / "nowhere", PATIENT)
+
+
+STUBBORN = """
+    import signal, sys, time, solorun
+    with solorun.hold(sys.argv[1]) as run:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("holding", flush=True)
+        with run.phase("brooding"):
+            time.sleep(600)
+"""
+
+
+def test_a_run_that_does_not_answer_is_told_with_its_phase_and_lives(spawn: Spawner, results: Path) -> None:
+    child = holding(spawn, results, STUBBORN)
+    wait_until(lambda: b"brooding" in (results / "progress").read_bytes())
+    assert stop.stop(results, StopPolicy(0.3)) == StillRunning("brooding", (child.pid,))
+    assert child.popen.poll() is None
+    assert label_of(results) == child.pid
+
+
+def test_kill_ends_a_run_that_ignores_int_and_term_and_clears_its_lock(spawn: Spawner, results: Path) -> None:
+    child = holding(spawn, results, STUBBORN)
+    reaped(child)
+    told: list[str] = []
+    result = stop.stop(results, StopPolicy(0.2, kill=True), tell=told.append)
+    assert isinstance(result, Killed)
+    assert result.signal == signal.SIGKILL
+    assert [word for line in told for word in ("SIGINT", "SIGTERM", "SIGKILL") if word in line] == [
+        "SIGINT", "SIGTERM", "SIGKILL",
+    ]  # fmt: skip
+    assert child.wait() == -signal.SIGKILL
+    assert not names(results) & {"training.lock", "training.owner.json"}
+
+
+def test_a_suspended_run_is_woken_to_stop(spawn: Spawner, results: Path) -> None:
+    child = holding(spawn, results)
+    child.signal(signal.SIGSTOP)
+    wait_until(lambda: child.state() == "T")
+    reaped(child)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
+    assert child.wait() == 128 + signal.SIGINT
+
+
+SLOW = """
+    import signal, sys, time, solorun
+    with solorun.hold(sys.argv[1]) as run:
+        seen = []
+        real = signal.getsignal(signal.SIGINT)
+        def count(number, frame):
+            seen.append(number)
+            real(number, frame)
+        signal.signal(signal.SIGINT, count)
+        print("holding", flush=True)
+        while not run.should_stop:
+            time.sleep(0.01)
+        with run.phase("saving"):
+            time.sleep(1.5)
+        print("signals", len(seen), flush=True)
+"""
+
+
+def test_a_second_stop_while_the_first_waits_sends_no_second_sigint(spawn: Spawner, results: Path) -> None:
+    child = holding(spawn, results, SLOW)
+    reaped(child)
+    results_of: list[object] = []
+    first = threading.Thread(target=lambda: results_of.append(stop.stop(results, PATIENT)))
+    first.start()
+    wait_until(lambda: "stop requested" in events(results))
+    began = time.monotonic()
+    told: list[str] = []
+    second = stop.stop(results, PATIENT, tell=told.append)
+    first.join(20)
+    assert isinstance(second, Stopped)
+    assert told[0] == "it was asked to stop before; waiting for it"
+    assert time.monotonic() - began > SAME_AS_A_SECOND_REQUEST_S
+    assert [type(one) for one in results_of] == [Stopped]
+    assert child.wait() == 128 + signal.SIGINT
+    assert "signals 1" in child.text()
+    assert events(results).count("stop requested") == 1
+
+
+SAME_AS_A_SECOND_REQUEST_S = 0.25
+
+
+def test_an_old_style_trainer_is_asked_whatever_runs_were_stopped_here_before(spawn: Spawner, results: Path) -> None:
+    earlier = holding(spawn, results)
+    reaped(earlier)
+    stop.stop(results, PATIENT)
+    child = spawn.python("import time; print('up', flush=True); time.sleep(600)")
+    child.wait_for("up")
+    (results / "training.lock").write_text(f"{child.pid}\n")
+    reaped(child)
+    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert child.wait() == -signal.SIGINT
+
+
+def test_beside_the_record_of_a_dead_run_the_old_style_trainer_is_the_one_that_is_stopped(
+    spawn: Spawner, results: Path
+) -> None:
+    child = spawn.python("import time; print('up', flush=True); time.sleep(600)")
+    child.wait_for("up")
+    dead = replace(process.identify_self(), pid=a_dead_pid())
+    (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, dead)))
+    (results / "training.lock").write_text(f"{child.pid}\n")
+    reaped(child)
+    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert child.wait() == -signal.SIGINT
+
+
+def test_survivors_of_a_run_that_is_over_are_stopped(spawn: Spawner, results: Path) -> None:
+    run_id = f"run-{spawn.mark}"
+    child = spawn.python("import time; print('up', flush=True); time.sleep(600)", env={process.RUN_ID_VARIABLE: run_id})
+    child.wait_for("up")
+    dead = replace(process.identify_self(), pid=a_dead_pid())
+    (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, dead, run_id)))
+    reaped(child)
+    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert child.wait() == -signal.SIGINT
+    assert "training.owner.json" not in names(results)
+
+
+def test_survivors_are_asked_even_when_their_run_was_asked_before(spawn: Spawner, results: Path) -> None:
+    code = """
+        import subprocess, sys, time, solorun
+        with solorun.hold(sys.argv[1]) as run:
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+            print("holding", flush=True)
+            while not run.should_stop:
+                time.sleep(0.01)
+    """
+    child = holding(spawn, results, code)
+    child.signal(signal.SIGINT)
+    reaped(child)
+    assert child.wait() == 128 + signal.SIGINT
+    (survivor,) = process.carriers(run_record(results)["run_id"])
+    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert not process.is_alive(survivor)
+
+
+def test_a_run_of_another_host_is_refused_untouched(results: Path) -> None:
+    me = process.identify_self()
+    there = replace(me, here=replace(me.here, boot="b", machine="m", host="far"))
+    (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, there)))
+    with pytest.raises(Refused, match="host 'far'"):
+        stop.stop(results, PATIENT)
+
+
+def test_another_users_run_is_refused_and_its_owner_can_still_stop_it(spawn: Spawner, open_results: Path) -> None:
+    open_results.chmod(0o777)
+    child = holding(spawn, open_results)
+    (open_results / "events.jsonl").chmod(0o666)
+    assert "Refused" in as_nobody(lambda: str(stop.stop(open_results, StopPolicy(0.2))))
+    assert child.popen.poll() is None
+    reaped(child)
+    assert isinstance(stop.stop(open_results, StopPolicy(10)), Stopped)
+
+
+# Under a supervisor.
+
+
+def supervised(spawn: Spawner, results: Path, *argv: str) -> Child:
+    child = spawn.solorun("start", results, "--", *argv)
+    wait_until(lambda: label_of(results) and "ready" in (results / "training.log").read_text())
+    return child
+
+
+def test_a_shell_wrapper_around_a_trainer_is_stopped_whole(spawn: Spawner, results: Path) -> None:
+    child = supervised(spawn, results, "sh", "-c", "sleep 600 & echo ready; wait; sleep 600")
+    run_id = run_record(results)["run_id"]
+    reaped(child)
+    # The shell's background job ignores SIGINT, as POSIX wants it: only --kill ends the whole.
+    assert isinstance(stop.stop(results, StopPolicy(0.5, kill=True)), Stopped)
+    child.wait()
+    assert process.carriers(run_id) == []
+    assert label_of(results) == 0
+
+
+def test_a_guarded_command_is_stopped_with_its_foreground_child(spawn: Spawner, results: Path) -> None:
+    program = spawn.program("sleeper.py", "import time; print('ready', flush=True); time.sleep(600)")
+    child = supervised(spawn, results, "sh", "-c", f"{sys.executable} {program}; exit 3")
+    reaped(child)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
+    child.wait()
+    assert run_record(results)["state"] == "interrupted"
+    assert label_of(results) == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["stopped", "killed"])
+def test_an_ended_trainers_survivors_are_all_stopped(spawn: Spawner, results: Path, end: signal.Signals) -> None:
+    survivor = "import time; time.sleep(600)"
+    code = f"""
+import subprocess, sys, time, solorun
+with solorun.hold(sys.argv[1]) as run:
+    for _ in range(2):
+        subprocess.Popen([sys.executable, "-c", "{survivor}"], start_new_session=True)
+    print("ready", flush=True)
+    while not run.should_stop:
+        time.sleep(0.01)
+"""
+    child = supervised(spawn, results, sys.executable, "-c", code, str(results))
+    wait_until(lambda: "adopted" in events(results))
+    if end == signal.SIGINT:
+        child.signal(end)
+    else:
+        os.kill(label_of(results), end)
+    wait_until(lambda: "survivors" in events(results))
+    reaped(child)
+    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert child.wait() == 128 + end
+    assert process.carriers(run_record(results)["run_id"]) == []
+
+
+def test_killing_a_guarded_run_leaves_the_supervisor_to_write_down_how_it_ended(spawn: Spawner, results: Path) -> None:
+    deaf = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]"
+    code = deaf + "; print('ready', flush=True); time.sleep(600)"
+    child = supervised(spawn, results, sys.executable, "-c", code)
+    reaped(child)
+    assert isinstance(stop.stop(results, StopPolicy(0.2, kill=True)), Killed)
+    assert child.wait() == 128 + signal.SIGKILL
+    assert (run_record(results)["state"], run_record(results)["signal"]) == ("killed", signal.SIGKILL)
