@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from solorun.progress import read_progress
 from solorun.record import RunRecord, State, ended, journal, new_run_id, read_record, write_record
 from solorun.refusal import refusal
 from solorun.rundir import PRIVATE
+
+SURVIVORS_S = 2.0
+"""How long a start waits for what is left of the run before it."""
 
 
 class Claim:
@@ -89,14 +93,20 @@ class Claim:
 
     def _write_down(self, owner: Owner, now: float) -> None:
         self._close_previous(now)
-        parent = self.previous.run_id if self.previous else None
         self.record = RunRecord(
-            self.run_id, parent, owner.argv, owner.user, owner.process.here.host, owner.process.pid, now
+            self.run_id, self.previous_run_id(), owner.argv, owner.user, owner.process.here.host, owner.process.pid, now
         )
         write_record(self.lock.fd, self.record)
         if self.lock.took_over is not None:
             self.event("taken over", proof=self.lock.took_over.proof)
         self.event("started", pid=owner.process.pid, user=owner.user, argv=list(owner.argv))
+
+    def previous_run_id(self) -> str | None:
+        """The run before this one: as the supervisor wrote it down for an adopted claim."""
+        if self.previous is not None:
+            return self.previous.run_id
+        record = read_record(self.lock.fd)
+        return record.parent_run_id if record is not None and record.run_id == self.run_id else None
 
     def _close_previous(self, now: float) -> None:
         last = self.previous
@@ -218,7 +228,7 @@ def claim(directory: str | os.PathLike[str], clock: Callable[[], float], settle_
     path = Path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        held = lock.enter(path, last_run=_last_run, settle_s=settle_s)
+        held = _enter_after_survivors(path, settle_s)
     except FileExistsError:
         raise DirectoryProblem(f"{str(path)!r} is not a directory", "name a results directory, not a file") from None
     except OSError as error:
@@ -231,6 +241,16 @@ def claim(directory: str | os.PathLike[str], clock: Callable[[], float], settle_
     except OSError as error:
         held.close()
         raise directory_problem(error, "write in", path) from None
+
+
+def _enter_after_survivors(path: Path, settle_s: float) -> lock.DirectoryLock | lock.Refusal:
+    """Enter; data workers of a killed trainer notice its death within a moment, and are given that moment."""
+    deadline = time.monotonic() + SURVIVORS_S
+    while True:
+        found = lock.enter(path, last_run=_last_run, settle_s=settle_s)
+        if not isinstance(found, lock.Survivors) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def clear_stale(directory: Path, now: float) -> Stale | None:

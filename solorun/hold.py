@@ -53,8 +53,8 @@ class Run:
         self._stop = stop
         self.adopted = adopted
         self.run_id = claim.run_id
-        self.previous = claim.previous
-        """The record of the run before this one in the directory; None when there is none."""
+        self.previous_run_id = claim.previous_run_id()
+        """The run before this one in the directory; None when there is none."""
 
     @property
     def directory(self) -> Path:
@@ -146,7 +146,7 @@ class Run:
         names = sorted(n for n in os.listdir(self.directory) if any(fnmatch.fnmatch(n, p) for p in patterns))
         if not names:
             return None
-        previous = self.previous.run_id if self.previous else f"before-{self.run_id}"
+        previous = self.previous_run_id or f"before-{self.run_id}"
         place = RunDir(self.directory).archive(previous)
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -234,6 +234,8 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         if not number.isdigit() or not run_id:
             return None
         held = lock.adopt(self._directory, int(number))
+        if held is None and _supervisor_lives():
+            held = lock.join(self._directory, run_id)
         if held is None:
             return None
         made = Claim(held, run_id, None, time.time)

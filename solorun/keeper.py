@@ -90,6 +90,7 @@ class Keeper:
                 return
 
     def _look(self) -> None:
+        self._lock.take_truth()
         if displacement := self._displacement():
             self._lose(displacement)
         elif not self._lock.label_is_ours():

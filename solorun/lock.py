@@ -79,6 +79,8 @@ class DirectoryLock:
         self.took_over = took_over
         self.settle_s = settle_s
         self.identity = _identity(os.fstat(fd))
+        self.borrowed = False
+        """The truth is another process's of this run, and becomes ours when that one dies (see `join`)."""
         self._creator = os.getpid()
         self._text = b""
         self._label_inode = 0
@@ -189,6 +191,11 @@ class DirectoryLock:
         if self.is_in_place():
             return self.path
         return process.path_of_descriptor(self.fd) if os.fstat(self.fd).st_nlink else None
+
+    def take_truth(self) -> None:
+        """Take the kernel's lock as soon as it is free, where it was borrowed."""
+        if self.borrowed and (truth := _flock(self.fd)) is not None:
+            self.truth, self.borrowed = truth, False
 
     def release(self, farewell: Callable[[], None] = lambda: None) -> None:
         """Take label and record down, say farewell while still alone, then let go (step 8).
@@ -302,6 +309,27 @@ def adopt(path: str | os.PathLike[str], truth: int) -> DirectoryLock | None:
         pass
     os.close(fd)
     return None
+
+
+def join(path: str | os.PathLike[str], run_id: str) -> DirectoryLock | None:
+    """Share a directory that this run holds, where the descriptor was lost on the way (`Popen` closes it).
+
+    The supervisor's lock keeps others out. When the supervisor dies, `take_truth` makes the lock ours; until then
+    record and label, which name a live process, refuse every start.
+    """
+    absolute = os.path.abspath(path)
+    try:
+        fd = os.open(absolute, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    record = read_owner(fd)
+    if record is None or record.run_id != run_id:
+        os.close(fd)
+        return None
+    joined = DirectoryLock(absolute, fd, fd)
+    joined.borrowed = True
+    joined.take_truth()
+    return joined
 
 
 def _clear_the_way(

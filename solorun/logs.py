@@ -45,14 +45,20 @@ def _same_file(one: int, other: int) -> bool:
     return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 
 
-def last_lines(path: Path, count: int) -> list[str]:
+def last_lines(path: Path, count: int, before: int | None = None) -> list[str]:
     """The last lines of a file, read from its end: as fast for 10 GB as for 10 lines.
+
+    Args:
+        path: the log.
+        count: how many.
+        before: only what stands before this byte; None reads to the end.
 
     Raises:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         position = file.seek(0, os.SEEK_END)
+        position = position if before is None else min(before, position)
         tail = b""
         while position and tail.count(b"\n") <= count:
             step = min(_BLOCK, position)
@@ -65,23 +71,23 @@ def last_lines(path: Path, count: int) -> list[str]:
     return lines[-count:] if count else []
 
 
-def follow(path: Path, until: Callable[[], bool], *, poll_s: float = 0.2, from_end: bool = True) -> Iterator[str]:
+def follow(path: Path, until: Callable[[], bool], *, poll_s: float = 0.2, start: int | None = None) -> Iterator[str]:
     """Text as it is appended, across truncation, rotation and files that appear later.
 
     Args:
         path: the log.
         until: asked whenever nothing new has come; True ends the following.
         poll_s: seconds between looks.
-        from_end: start after what is there already.
+        start: byte to begin at; None begins after what is there already.
     """
     file, position = -1, 0
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may arrive in two halves
     try:
         while True:
             if file < 0:
-                file, position = _reopen(path, from_end)
+                file, position = _reopen(path, start)
                 decoder.reset()
-            from_end = False
+            start = 0
             data = os.pread(file, _BLOCK, position) if file >= 0 else b""
             if data:
                 position += len(data)
@@ -98,12 +104,12 @@ def follow(path: Path, until: Callable[[], bool], *, poll_s: float = 0.2, from_e
             os.close(file)
 
 
-def _reopen(path: Path, from_end: bool) -> tuple[int, int]:
+def _reopen(path: Path, start: int | None) -> tuple[int, int]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return -1, 0
-    return fd, os.fstat(fd).st_size if from_end else 0
+    return fd, os.fstat(fd).st_size if start is None else start
 
 
 def _was_replaced(path: Path, fd: int, position: int) -> bool:

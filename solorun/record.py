@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -160,7 +161,9 @@ def append_metrics(directory: int, run_id: str, values: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    append_line(directory, METRICS, {"run_id": run_id, **values})
+    # JSON has no NaN and no infinity: a reader in another language would stop at such a line.
+    strict = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+    append_line(directory, METRICS, {"run_id": run_id, **strict})
 
 
 def read_events(directory: int) -> Iterator[dict[str, Any]]:

@@ -32,8 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise directory_problem(FileNotFoundError(2, "No such file or directory"), "find the directory", directory)
     path = RunDir(directory).log
     clean = for_terminal if sys.stdout.isatty() else str
+    end = 0  # where the tail ends, the following begins: no line falls between the two
     try:
-        for line in last_lines(path, arguments.lines):
+        end = path.stat().st_size
+        for line in last_lines(path, arguments.lines, end):
             print(clean(line))
     except FileNotFoundError:
         if not arguments.follow:
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise directory_problem(error, "read", path) from None
     if arguments.follow:
         try:
-            for text in follow(path, until=lambda: False, from_end=path.exists()):
+            for text in follow(path, until=lambda: False, start=end):
                 sys.stdout.write(clean(text))
                 sys.stdout.flush()
         except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import solorun
-from solorun import process
+from solorun import lock, process
 from solorun.claim import Claim
 from solorun.errors import DirectoryProblem
 from solorun.lock import DirectoryLock
@@ -49,7 +49,7 @@ def test_a_directory_is_made_held_and_released(tmp_path: Path) -> None:
     with hold(path) as run:
         assert label_of(path) == os.getpid()
         assert run.directory == path
-        assert (run.previous, run.adopted, run.should_stop, run.exit_code) == (None, False, False, 0)
+        assert (run.previous_run_id, run.adopted, run.should_stop, run.exit_code) == (None, False, False, 0)
         assert os.environ[RUN_ID_VARIABLE] == run.run_id
     assert not names(path) & {"training.lock", "training.owner.json"}
     assert run_record(path)["state"] == "completed"
@@ -96,8 +96,7 @@ def test_the_next_run_knows_the_one_before(results: Path) -> None:
     with hold(results) as first:
         pass
     with hold(results) as second:
-        assert second.previous is not None
-        assert (second.previous.run_id, second.previous.state) == (first.run_id, "completed")
+        assert second.previous_run_id == first.run_id
     assert run_record(results)["parent_run_id"] == first.run_id
 
 
@@ -355,8 +354,8 @@ def test_after_a_kill_the_next_start_takes_over_and_tells(spawn: Spawner, result
     child.wait()
     (results / ".solorun.1.1.tmp").write_text("left by the killed one")
     with hold(results) as run:
-        assert run.previous is not None
-        assert run.previous.pid == child.pid
+        assert run.previous_run_id is not None
+        assert label_of(results) != child.pid
     assert events(results) == ["started", "found dead", "taken over", "started", "ended"]
     assert not [name for name in names(results) if name.endswith(".tmp")]
 
@@ -426,6 +425,61 @@ def test_a_trainer_that_is_a_grandchild_stands_in_the_label_itself(
     child.signal(signal.SIGINT)
     child.wait()
     assert label_of(results) == 0
+
+
+LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
+
+
+def test_a_trainer_whose_launcher_closed_the_descriptor_still_joins_its_own_run(
+    spawn: Spawner, results: Path, program: Path
+) -> None:
+    child, pid = supervised(spawn, results, sys.executable, "-c", LAUNCHER, sys.executable, program, results)
+    assert "t.py" in process.argv(pid)[1]
+    child.signal(signal.SIGINT)
+    child.wait()
+    assert label_of(results) == 0
+    assert (results / "training.log").read_text().endswith("Released lock\n")
+
+
+def test_such_a_trainer_takes_the_kernels_lock_when_its_supervisor_dies(
+    spawn: Spawner, results: Path, program: Path
+) -> None:
+    child, pid = supervised(spawn, results, sys.executable, "-c", LAUNCHER, sys.executable, program, results)
+    launcher = process.system.parent(pid)
+    trainer = process.identify(pid)
+    assert trainer is not None
+    child.signal(signal.SIGKILL)
+    child.wait()
+    os.kill(launcher, signal.SIGKILL)  # it has the inherited descriptor too
+    wait_until(lambda: isinstance(lock.enter(results), lock.Busy))
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not process.is_alive(trainer))
+    with hold(results):
+        pass
+
+
+def test_what_is_left_of_a_killed_run_gets_a_moment_to_end(spawn: Spawner, results: Path) -> None:
+    code = """
+        import os, subprocess, sys, time, solorun
+        with solorun.hold(sys.argv[1]):
+            subprocess.Popen(["sleep", "0.7"])
+            os.kill(os.getpid(), 9)
+    """
+    child = spawn.python(code, results)
+    child.wait()
+    with hold(results) as run:  # refused while the worker lived, and it ends by itself
+        assert run.previous_run_id
+
+
+def test_a_supervised_run_knows_the_run_before_it(spawn: Spawner, results: Path) -> None:
+    with hold(results) as first:
+        pass
+    program = spawn.program(
+        "told.py", "import sys, solorun\nwith solorun.hold(sys.argv[1]) as r: print(r.previous_run_id)"
+    )
+    child = spawn.solorun("start", results, "--", sys.executable, program, results)
+    assert child.wait() == 0
+    assert first.run_id in (results / "training.log").read_text()
 
 
 def test_a_supervisor_killed_leaves_the_trainer_to_go_on_and_release_by_itself(

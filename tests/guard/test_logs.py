@@ -125,7 +125,7 @@ def test_what_is_appended_is_followed_and_what_was_there_is_not(log: Path, follo
 
 def test_from_the_beginning_what_was_there_is_told_too(log: Path, following: Any) -> None:
     append(log, "old\n")
-    one = following(from_end=False)
+    one = following(start=0)
     one.wait_for("old\n")
 
 
