@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from solorun import process
 from solorun.claim import Claim, claim
 from solorun.errors import BadUsage, DirectoryProblem
+from solorun.gate import CANNOT_EXECUTE, Execution, Gate
 from solorun.hold import LOCK_VARIABLE, SUPERVISOR_VARIABLE
 from solorun.owner import ProcessId
 from solorun.process import RUN_ID_VARIABLE
@@ -104,67 +104,37 @@ class _Supervisor:
         began = time.monotonic()
         _become_subreaper()
         self._listen()
-        gate, problem = self._fork()
+        gate = Gate(self._execution(), self.terminal)
+        self.child = process.identify(gate.pid) or ProcessId(process.here(), gate.pid, 0)
         try:
-            self._publish()
+            self.claim.publish(self.child, self.plan.argv, supervisor=self.me, adopted=False)
         except BaseException:
-            os.close(gate)  # the child sees the end of the pipe and leaves without having executed anything
-            self._reap(os.WUNTRACED, block=True)
+            self._turn_away(gate)
             self._restore()
             raise
-        with contextlib.suppress(BrokenPipeError):  # a signal ended the child at the gate
-            os.write(gate, b"go")
-        os.close(gate)
-        failure = _read_failure(problem)
+        if self.asked is not None:  # before there was anything that could have heard it
+            self._turn_away(gate)
+            died_of_it = self.asked  # as a wait status: a number below 128 is a death by that signal
+            return self._finish(died_of_it, "", time.monotonic() - began)
+        failure = gate.let_through()
         self.claim.keep(self._stop_for_conflict)
         status = self._watch()
         return self._finish(status, failure, time.monotonic() - began)
 
-    def _fork(self) -> tuple[int, int]:
-        """Fork a child that waits at a gate, so that the label names it before it executes anything."""
-        gate_read, gate_write = os.pipe()
-        problem_read, problem_write = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Signals wait over the fork: in the child, our handlers would swallow the one that shall end it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-        pid = os.fork()
-        if pid == 0:
-            os.close(gate_write)
-            os.close(problem_read)
-            self._be_child(gate_read, problem_write, mask)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(gate_read)
-        os.close(problem_write)
-        with contextlib.suppress(OSError):  # the child does the same: whoever is first
-            os.setpgid(pid, pid)
-        if self.terminal >= 0:
-            with contextlib.suppress(OSError):
-                os.tcsetpgrp(self.terminal, pid)
-        self.child = process.identify(pid) or ProcessId(process.here(), pid, 0)
-        return gate_write, problem_read
+    def _turn_away(self, gate: Gate) -> None:
+        gate.turn_away()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(gate.pid, 0)
 
-    def _be_child(self, gate: int, problem: int, mask: set[int]) -> NoReturn:
-        try:
-            with contextlib.suppress(OSError):
-                os.setpgid(0, 0)
-            # SIGINT back to its default even if inherited as ignored: `solorun stop` must reach any command.
-            for number in (*_FORWARDED, signal.SIGTTOU, signal.SIGCHLD, signal.SIGPIPE):
-                if number == signal.SIGHUP and self.before.get(number) == signal.SIG_IGN:
-                    continue
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if os.read(gate, 2) != b"go":
-                os._exit(125)
-            os.set_inheritable(self.claim.lock.truth, True)
-            os.dup2(self.claim.log.fd, 1)
-            os.dup2(self.claim.log.fd, 2)
-            os.chdir(self.plan.cwd)
-            os.execvpe(self.plan.argv[0], self.plan.argv, self._environment())  # noqa: S606 - no shell on purpose
-        except BaseException as error:
-            os.write(problem, str(getattr(error, "strerror", None) or error).encode())
-        finally:
-            os._exit(127)
+    def _execution(self) -> Execution:
+        return Execution(
+            argv=self.plan.argv,
+            cwd=self.plan.cwd,
+            env=self._environment(),
+            output=self.claim.log.fd,
+            inherited=self.claim.lock.truth,
+            keeps_hangup_ignored=self.before.get(signal.SIGHUP) == signal.SIG_IGN,
+        )
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -175,10 +145,6 @@ class _Supervisor:
             # A pipe or a file makes Python buffer whole blocks: the log would lag by minutes.
             "PYTHONUNBUFFERED": self.plan.env.get("PYTHONUNBUFFERED", "1"),
         }
-
-    def _publish(self) -> None:
-        assert self.child is not None  # noqa: S101 - _fork has set it
-        self.claim.publish(self.child, self.plan.argv, supervisor=self.me, adopted=False)
 
     def _listen(self) -> None:
         read, self.wakeup = os.pipe()
@@ -238,7 +204,7 @@ class _Supervisor:
         told = False
         while True:
             self._copy_log()
-            for pid, status in self._reap(os.WUNTRACED, block=False):
+            for pid, status in _reaped():
                 if os.WIFSTOPPED(status):
                     self._job_control(pid, os.WSTOPSIG(status))
                 elif self.child is not None and pid == self.child.pid:
@@ -275,19 +241,6 @@ class _Supervisor:
             return
         self.claim.relabel(self.child)
 
-    def _reap(self, options: int, *, block: bool) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = []
-        while True:
-            try:
-                pid, status = os.waitpid(-1, options | (0 if block else os.WNOHANG))
-            except ChildProcessError:
-                return found
-            if pid == 0:
-                return found
-            found.append((pid, status))
-            if block:
-                return found
-
     def _job_control(self, pid: int, number: int) -> None:
         """Ctrl-Z at the terminal: suspend along with the command, and wake it when the shell wakes us."""
         if self.terminal < 0 or number != signal.SIGTSTP or self.child is None or pid != self.child.pid:
@@ -311,7 +264,7 @@ class _Supervisor:
 
     def _finish(self, status: int, failure: str, seconds: float) -> Ended:
         if failure:
-            outcome = Ended("crashed", 127, None, seconds)
+            outcome = Ended("crashed", CANNOT_EXECUTE, None, seconds)
         elif os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             outcome = Ended("interrupted" if number in _POLITE else "killed", 128 + number, number, seconds)
@@ -329,6 +282,19 @@ class _Supervisor:
 
     def _announce(self, _line: str) -> None:
         self._copy_log()
+
+
+def _reaped() -> list[tuple[int, int]]:
+    """Children that ended or were suspended since the last call, with their wait status."""
+    found: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        found.append((pid, status))
 
 
 def _state(code: int, asked: int | None) -> State:
@@ -350,11 +316,6 @@ def _become_subreaper() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _read_failure(problem: int) -> str:
-    with os.fdopen(problem, "rb") as pipe:
-        return pipe.read().decode("utf-8", "replace")
 
 
 def plan_command(argv: tuple[str, ...], cwd: Path, env: Mapping[str, str], output: int | None) -> LaunchPlan:

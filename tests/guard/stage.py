@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from solorun import process
 from solorun.owner import Alive, Owner, ProcessId
 
 MARK = "SOLORUN_TEST_MARK"
+PYTHON = shlex.quote(sys.executable)
+"""For lines that a shell reads: a checkout may lie under a path with spaces."""
+
 NOBODY = 65534
 DEADLINE_S = 20.0
 

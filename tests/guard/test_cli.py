@@ -16,7 +16,7 @@ import pytest
 
 from solorun.cli.main import main
 
-from .stage import HOLDING, Spawner, Terminal, a_dead_pid, as_nobody, label_of, names, wait_until
+from .stage import HOLDING, PYTHON, Spawner, Terminal, a_dead_pid, as_nobody, label_of, names, wait_until
 
 
 @dataclass
@@ -330,7 +330,7 @@ def test_a_reader_that_leaves_early_gets_no_complaint(spawn: Spawner, tmp_path: 
         (tmp_path / "results" / f"r{n}").mkdir(parents=True)
         (tmp_path / "results" / f"r{n}" / "training.log").touch()
     done = subprocess.run(
-        f"{sys.executable} -m solorun {verb} | head -0",
+        f"{PYTHON} -m solorun {verb} | head -0",
         shell=True, cwd=tmp_path, capture_output=True, text=True, env=spawn.environment(), check=False,
     )  # fmt: skip
     assert done.stderr == ""
@@ -338,6 +338,6 @@ def test_a_reader_that_leaves_early_gets_no_complaint(spawn: Spawner, tmp_path: 
 
 def test_a_command_with_its_output_closed_has_no_traceback(spawn: Spawner, results: Path) -> None:
     for line in ("status >&-", "check >&-", f"logs {results} >&-", f"stop {results} >&- <&-"):
-        child = spawn("sh", "-c", f"{sys.executable} -m solorun {line}", cwd=results.parent.parent)
+        child = spawn("sh", "-c", f"{PYTHON} -m solorun {line}", cwd=results.parent.parent)
         child.wait()
         assert "Traceback" not in child.text(), line

@@ -22,7 +22,7 @@ from solorun.lock import DirectoryLock
 from solorun.process import RUN_ID_VARIABLE
 from solorun.progress import read_progress
 
-from .stage import HOLDING, Child, Spawner, as_nobody, events, label_of, names, run_record, snapshot, wait_until
+from .stage import HOLDING, PYTHON, Child, Spawner, as_nobody, events, label_of, names, run_record, snapshot, wait_until
 
 
 def hold(directory: Path, **options: object) -> solorun.hold:
@@ -113,7 +113,7 @@ def test_a_held_directory_is_refused_with_everything_a_person_needs(spawn: Spawn
     assert f"held by PID {child.pid} of {process.user_name(os.getuid())}" in text
     assert f"on host {process.here().host}" in text
     assert re.search(r"for \d+ s", text)
-    assert f"command: {sys.executable}" in text
+    assert f"command: {PYTHON}" in text
     assert re.search(r"at step \d+ of 1000000, training, \d+ s ago", text)
     assert f"evidence: PID {child.pid} is alive" in text
     assert f"next: watch it: solorun logs -f {results}   end it: solorun stop {results}" in text
@@ -420,7 +420,7 @@ def test_a_trainer_under_a_supervisor_adopts_its_lock(spawn: Spawner, results: P
 def test_a_trainer_that_is_a_grandchild_stands_in_the_label_itself(
     spawn: Spawner, results: Path, program: Path
 ) -> None:
-    child, pid = supervised(spawn, results, "sh", "-c", f"{sys.executable} {program} {results}; true")
+    child, pid = supervised(spawn, results, "sh", "-c", f"{PYTHON} {program} {results}; true")
     assert "t.py" in " ".join(process.argv(pid))
     child.signal(signal.SIGINT)
     child.wait()
@@ -535,7 +535,7 @@ def test_both_killed_leave_a_directory_that_the_next_start_takes_with_no_hand(
 def test_of_two_trainers_under_one_supervisor_the_second_is_refused(
     spawn: Spawner, results: Path, program: Path
 ) -> None:
-    line = f"{sys.executable} {program} {results} & {sys.executable} {program} {results}; wait"
+    line = f"{PYTHON} {program} {results} & {PYTHON} {program} {results}; wait"
     child = spawn.solorun("start", results, "--", "sh", "-c", line)
     log = results / "training.log"
     wait_until(lambda: log.exists() and "by another process of this very run" in log.read_text())
@@ -548,7 +548,7 @@ def test_of_two_trainers_under_one_supervisor_the_second_is_refused(
 
 def test_two_trainers_one_after_the_other_under_one_supervisor_both_train(spawn: Spawner, results: Path) -> None:
     program = spawn.program("short.py", "import sys, solorun\nwith solorun.hold(sys.argv[1]): print('trained')\n")
-    line = f"{sys.executable} {program} {results} && {sys.executable} {program} {results}"
+    line = f"{PYTHON} {program} {results} && {PYTHON} {program} {results}"
     child = spawn.solorun("start", results, "--", "sh", "-c", line)
     assert child.wait() == 0
     assert (results / "training.log").read_text().count("trained\n") == 2

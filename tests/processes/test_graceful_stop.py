@@ -21,7 +21,7 @@ def interrupt_in(
     def reached() -> bool:
         assert process.poll() is None, process.communicate()[0]
         beat = progress_of(directory)
-        return bool(beat and beat.phase == phase and (phase == "starting" or beat.run_id))
+        return bool(beat and beat.phase == phase and (phase != "training" or beat.step >= 1))
 
     until(reached, 90, 0.001)
     process.send_signal(number)
