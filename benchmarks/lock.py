@@ -21,7 +21,7 @@ from solorun import lock, process
 from solorun.owner import Owner
 from tests.processes.old_trainer import OldLock
 
-ROUNDS = 3_000
+ROUNDS = 1_000
 Calls = dict[str, Callable[[], object]]
 
 
