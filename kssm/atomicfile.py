@@ -27,7 +27,7 @@ _REMEDIES = {
     errno.EACCES: "make it accessible to this user, or choose another place",
     errno.EPERM: "make it accessible to this user, or choose another place",
     errno.EROFS: "the disk is read-only: choose another directory",
-    errno.ENOENT: "it is gone: make it again, or correct the path",
+    errno.ENOENT: "check the path; it may have been moved or deleted",
     errno.ENOTDIR: "a part of that path is a file: correct the path",
     errno.EISDIR: "that is a directory: correct the path",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",

@@ -8,6 +8,8 @@
 # quotes and newlines in them do no harm; `ls -l` tells times, because `stat` has different flags on each.
 
 set -u
+LC_ALL=C # a log that is not UTF-8 must not stop tr and sed
+export LC_ALL
 root=$(cd "$(dirname "$0")/.." && pwd) || exit 2
 if [ $# -eq 0 ]; then
     set --
@@ -51,7 +53,7 @@ if [ $# -eq 0 ]; then logs=""; else
         for log do
             printf "  %s\n" "$(printf %s "$log" | tr "\000-\037\177" "[?*]")"
             # Month, day, time or year: fields 6 to 8 of ls on both systems, whatever the name holds after them.
-            printf "    last written %s\n" "$(LC_ALL=C ls -ld "$log" | head -n 1 | awk "{print \$6, \$7, \$8}")"
+            printf "    last written %s\n" "$(ls -ldn "$log" | head -n 1 | awk "{print \$6, \$7, \$8}")"
             tail -n 3 "$log" | tr "\000-\010\013-\037\177" "[?*]" | sed "s/^/    | /"
         done' sh {} +)
 fi

@@ -65,7 +65,6 @@ def save(directory: Path, snapshot: Snapshot, *, best: bool = False, report: Rep
     try:
         with replacing(path) as file:
             digest = tensorfile.write_tensors(file, snapshot.tensors, snapshot.facts.as_json())
-            file.sync()
             _move_aside(path, snapshot.facts.own, report)
     except OSError as error:
         raise CheckpointError(f"cannot save {path}: {reason(error)}", remedy(error)) from error
@@ -123,13 +122,15 @@ def newest_valid(directory: Path, report: Report) -> Loaded | None:
     return None
 
 
-def prune(directory: Path, keep: int, lineage: Collection[str]) -> list[Path]:
+def prune(directory: Path, keep: int, lineage: Collection[str], newest: int) -> list[Path]:
     """Delete all but the newest checkpoints of a run; the best model stays.
 
     Args:
         directory: the results directory.
         keep: how many stay, 1 or more.
         lineage: the run ids whose checkpoints may go; all other files stay and do not count.
+        newest: step of the checkpoint that was just saved. Files of later steps stay and do not count: they were
+            passed over as damaged when the run resumed, and must not push sound ones out.
 
     Returns:
         What was deleted.
@@ -137,7 +138,7 @@ def prune(directory: Path, keep: int, lineage: Collection[str]) -> list[Path]:
     Raises:
         CheckpointError: the disk refused.
     """
-    own = [path for _, path in _newest_first(directory) if _run_of(path) in lineage]
+    own = [path for step, path in _newest_first(directory) if step <= newest and _run_of(path) in lineage]
     surplus = own[max(keep, 1) :]
     try:
         for path in surplus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ def train_main(model: ModelName, argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(arguments: argparse.Namespace) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show must not end a run
+            stream.reconfigure(errors="replace")
     try:
         code: int = arguments.run(arguments)
     except solorun.SolorunError as error:

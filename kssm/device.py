@@ -11,8 +11,6 @@ import torch
 from kssm.config import Precision, Size
 from kssm.errors import BadUsage
 
-DeviceName = Literal["auto", "cuda", "mps", "cpu"]
-
 # No device shares an exception type with another: MPS and the CPU allocator raise a plain RuntimeError.
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA, "CUDA error: out of memory"; "MPS backend out of memory (MPS allocated: ..."

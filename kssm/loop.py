@@ -8,17 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from kssm import checkpoint
 from kssm.batches import Batch, validation_batches
 from kssm.config import ModelConfig, TrainConfig, as_facts
 from kssm.corpus import Corpus
-from kssm.device import Compute
+from kssm.device import Compute, clear_caches, is_out_of_memory
 from kssm.errors import CheckpointError, Stopped
 from kssm.evaluate import Evaluation, evaluate
 from kssm.model_blocks import KSSM
 from kssm.report import Report, evaluation_lines, metrics_row, sample_lines, step_line
 from kssm.sample import sample
-from kssm.snapshot import Snapshot, SnapshotFacts, TrainState, model_tensors, optimizer_tensors
+from kssm.snapshot import (
+    Snapshot,
+    SnapshotFacts,
+    TrainState,
+    library_versions,
+    model_tensors,
+    optimizer_tensors,
+)
 from kssm.step import Stepper, StepResult
 
 PROMPT = "The "
@@ -114,7 +123,7 @@ class Loop:
         self.guard = guard
         self.report = report
         self.saved_step = state.step
-        self.last_evaluation: Evaluation | None = None
+        self._held_out_rows = config.batch_size
 
     def run(self) -> bool:
         """Train to the last step. False when a stop was asked for; its state is saved then.
@@ -146,7 +155,9 @@ class Loop:
     def _catch_up(self) -> None:
         """The evaluation that is due at the step where the run begins: at step 0, or one that a stop cut short."""
         if self._due(self.config.eval_interval) and not self._evaluated():
-            self._evaluate()
+            found = self._evaluate()
+            if self.state.step:
+                self.guard.metrics(metrics_row(self.state.step, None, found))
 
     def _advance(self) -> None:
         result = self.stepper.step(self.state.step)
@@ -180,25 +191,36 @@ class Loop:
             Stopped: a stop was asked for meanwhile.
         """
         with self.guard.phase("evaluating"):
-            found = evaluate(self.model, self._validation(), self.compute, self.config, self._asked_to_stop)
+            found = self._evaluate_within_memory()
         facts = self.origin.corpus.facts
         for line in evaluation_lines(
             self.state.step, found, layers, facts.validation_cross_entropy, facts.bigram_entropy
         ):
             self.report.say(line)
-        best = found.ce < self.state.best_loss
-        self.state = replace(self.state, evaluated_step=self.state.step, best_loss=min(found.ce, self.state.best_loss))
-        self.last_evaluation = found
-        if best and self.state.step:
-            self._save_or_warn(best=True)
+        before = self.state
+        best = found.ce < before.best_loss
+        self.state = replace(before, evaluated_step=before.step, best_loss=min(found.ce, before.best_loss))
+        if best and before.step and not self._save_or_warn(best=True):
+            self.state = replace(self.state, best_loss=before.best_loss)  # the next one as good is the best on disk
         self.show_sample()
         self.report.resume_clock()
         return found
 
+    def _evaluate_within_memory(self) -> Evaluation:
+        while True:
+            try:
+                return evaluate(self.model, self._validation(), self.compute, self.config, self._asked_to_stop)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self._held_out_rows == 1:
+                    raise
+            clear_caches(self.compute.device)
+            self._held_out_rows = max(1, min(self._held_out_rows, self.stepper.micro_batch) // 2)
+            self.report.say(f"evaluation: out of memory; going on with {self._held_out_rows} sequences at a time")
+
     def _validation(self) -> Iterator[Batch]:
         """The same windows at every evaluation, as many at a time as memory has proven to take."""
         config, held_out = self.config, self.origin.corpus.validation
-        size = self.stepper.micro_batch
+        size = min(self._held_out_rows, self.stepper.micro_batch)
         for batch in validation_batches(
             held_out, count=config.eval_batches, rows=config.batch_size, length=config.seq_length
         ):
@@ -220,13 +242,18 @@ class Loop:
         for line in sample_lines(text):
             self.report.say(line)
 
-    def _save_or_warn(self, *, best: bool = False) -> None:
-        """Save; a disk that refuses costs this checkpoint, not the run: older ones stand, and the next is tried."""
+    def _save_or_warn(self, *, best: bool = False) -> bool:
+        """Save, and say whether it worked.
+
+        A disk that refuses costs this checkpoint, not the run: older ones stand, and the next is tried.
+        """
         try:
             self._save(best=best)
         except CheckpointError as error:
             self.guard.event("save failed", step=self.state.step, what=error.what)
             self.report.say(f"WARNING: {error.what}; training goes on ({error.next_step})")
+            return False
+        return True
 
     def _save_last(self) -> None:
         if self.state.step == 0:
@@ -246,9 +273,15 @@ class Loop:
             if not best:
                 self.saved_step = self.state.step
                 self.guard.event("saved", step=saved.step, path=saved.path.name, digest=saved.digest)
-                checkpoint.prune(directory, self.config.keep, self.origin.lineage)
+                self._prune(directory)
         self.report.say(f"saved {saved.path.name} at step {saved.step} in {saved.seconds:.2f} s")
         self.report.resume_clock()
+
+    def _prune(self, directory: Path) -> None:
+        try:
+            checkpoint.prune(directory, self.config.keep, self.origin.lineage, self.state.step)
+        except CheckpointError as error:  # what should have gone is still there: nothing is lost
+            self.report.say(f"WARNING: {error.what} ({error.next_step})")
 
     def _snapshot(self, *, best: bool) -> Snapshot:
         tensors = model_tensors(self.model)
@@ -264,8 +297,17 @@ class Loop:
             run_id=self.guard.run_id,
             lineage=self.origin.lineage,
             micro_batch=self.stepper.micro_batch,
+            libraries=surroundings(self.compute),
         )
         return Snapshot(tensors, facts)
+
+
+def surroundings(compute: Compute) -> dict[str, str]:
+    """What the exact numbers of a run depend on beside its configuration."""
+    threads = str(torch.get_num_threads())
+    return {
+        **library_versions(), "device": compute.device.type, "precision": compute.precision, "threads": threads,
+    }  # fmt: skip
 
 
 def sample_text(

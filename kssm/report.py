@@ -118,16 +118,30 @@ def evaluation_lines(
     ]
 
 
-def metrics_row(step: int, result: StepResult, found: Evaluation | None) -> dict[str, Any]:
-    """A line of `metrics.jsonl`; its keys are frozen, the run id is added by whoever writes it."""
-    row: dict[str, Any] = {
+def metrics_row(step: int, result: StepResult | None, found: Evaluation | None) -> dict[str, Any]:
+    """A line of `metrics.jsonl`; its keys are frozen, the run id is added by whoever writes it.
+
+    Args:
+        step: steps done.
+        result: of the step; None when a resumed run makes up for an evaluation, and its training values are null.
+        found: of the evaluation, where there was one.
+    """
+    if result is None:
+        names = ("ce", "loss", "reg", "R", "u", "grad_norm", "lr", "tokens", "seconds", "R_layers")
+        row: dict[str, Any] = {"step": step, **dict.fromkeys(names)}
+    else:
+        row = _step_row(step, result)
+    if found is not None:
+        row.update(val_ce=found.ce, val_R=found.order_parameter, val_u=found.u)
+    return row
+
+
+def _step_row(step: int, result: StepResult) -> dict[str, Any]:
+    return {
         "step": step, "ce": result.ce, "loss": result.loss, "reg": result.reg, "R": result.order_parameter,
         "u": result.u, "grad_norm": result.grad_norm, "lr": result.lr, "tokens": result.tokens,
         "seconds": round(result.seconds, 6), "R_layers": list(result.order_parameter_layers),
     }  # fmt: skip
-    if found is not None:
-        row.update(val_ce=found.ce, val_R=found.order_parameter, val_u=found.u)
-    return row
 
 
 def sample_lines(text: str) -> list[str]:

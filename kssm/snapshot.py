@@ -16,7 +16,7 @@ from kssm.errors import CheckpointError
 
 FORMAT = 1
 
-# What may change between a run and its continuation: nothing here touches a gradient, but for the product below.
+# What may change between a run and its continuation; max_steps changes the learning rates, which is said aloud.
 _FREE = {"max_steps", "eval_interval", "save_interval", "log_interval", "eval_batches", "keep"}
 _BATCH = ("batch_size", "gradient_accumulation")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kssm.config import TrainConfig
 from kssm.device import Compute, clear_caches, is_out_of_memory
-from kssm.errors import KssmError
+from kssm.errors import KssmError, Stopped
 from kssm.model_blocks import KSSM
 from kssm.objective import Objective, objective
 from kssm.schedule import lr_at
@@ -59,6 +59,33 @@ def noise_seed(seed: int, step: int, micro_batch: int) -> int:
     return int.from_bytes(digest, "big") >> 1  # generators take seeds below 2^63
 
 
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Allocate the optimizer's running means now: between steps, running out of memory could not be mended.
+
+    A step of rate 0 on gradients of 0 changes no weight; its count is taken back.
+
+    Raises:
+        KssmError: model and optimizer do not fit the memory.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise KssmError("the model and its optimizer do not fit the memory", "choose a smaller --size") from None
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for parameter in parameters:
+        optimizer.state[parameter]["step"].zero_()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def adamw(model: KSSM, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone.
 
@@ -81,6 +108,7 @@ class Stepper:
         compute: device and precision.
         batch: `batch(step)` gives the token ids of a step, [rows, S + 1] with rows the effective batch.
         log: takes a line for people.
+        should_stop: asked between micro-batches; a step that is left is made again by whoever resumes.
 
     Attributes:
         optimizer: AdamW, for checkpoints.
@@ -94,6 +122,7 @@ class Stepper:
         compute: Compute,
         batch: Callable[[int], NDArray[np.integer]],
         log: Callable[[str], None],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model = model
         self.optimizer = adamw(model, config)
@@ -102,6 +131,7 @@ class Stepper:
         self._compute = compute
         self._batch = batch
         self._log = log
+        self._should_stop = should_stop
         self._noise = torch.Generator(compute.device)
 
     def step(self, step: int) -> StepResult:
@@ -113,11 +143,11 @@ class Stepper:
 
         Raises:
             KssmError: loss or gradient are not finite, or one sequence does not fit the memory.
+            Stopped: should_stop said so between two micro-batches; weights and optimizer are as before the step.
         """
         began = time.perf_counter()
         rows = torch.from_numpy(self._batch(step).astype(np.int64)).to(self._compute.device)
-        sums = self._gradients_within_memory(step, rows)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
+        sums, norm = self._gradients_within_memory(step, rows)
         # One wait for the device in a step, and before the weights change.
         loss, ce, reg, std, u, grad_norm, *layers = torch.cat((sums[:5], norm[None], sums[5:])).tolist()
         self._require_finite(step, loss, grad_norm)
@@ -132,11 +162,12 @@ class Stepper:
             seconds=time.perf_counter() - began,
         )  # fmt: skip
 
-    def _gradients_within_memory(self, step: int, rows: Tensor) -> Tensor:
-        """Gradients of the whole batch, with as small a micro-batch as it takes."""
+    def _gradients_within_memory(self, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Clipped gradients of the whole batch, with as small a micro-batch as it takes; measurements and norm."""
         while True:
             try:
-                return self._gradients(step, rows)
+                sums = self._gradients(step, rows)
+                return sums, torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -150,6 +181,9 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         sums: list[Tensor] = []
         for index, part in enumerate(torch.split(rows, self.micro_batch)):
+            if index and self._should_stop():  # a step of the published batch takes a minute on a CPU
+                self.optimizer.zero_grad(set_to_none=True)
+                raise Stopped
             self._noise.manual_seed(noise_seed(self._config.seed, step, index))
             with self._compute.autocast():
                 result = objective(self.model, part, self._noise, self._config)

@@ -13,16 +13,16 @@ import torch
 from kssm import checkpoint
 from kssm.batches import Batch, batch_at, batch_digest
 from kssm.checkpoint import Loaded
-from kssm.config import as_facts, preset_name
+from kssm.config import TrainConfig, preset_name
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, default_size
-from kssm.errors import CheckpointError, Stopped
-from kssm.loop import Guard, Loop, Origin
+from kssm.errors import BadUsage, CheckpointError, Stopped
+from kssm.loop import Guard, Loop, Origin, surroundings
 from kssm.models import build
 from kssm.plan import Plan, plan_continued, plan_fresh
 from kssm.report import Report
 from kssm.snapshot import TrainState, restore_model, restore_optimizer
-from kssm.step import Stepper
+from kssm.step import Stepper, allocate_state
 from kssm.wishes import Wishes
 
 EMBEDDED = ""
@@ -85,6 +85,8 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> 
     corpus, source, vocabulary = _prepare_corpus(wishes, found, cache_dir, guard, report)
     plan = _plan(wishes, found, corpus, compute)
     _introduce(plan, corpus, compute, report)
+    _require_steps_ahead(plan, found)
+    _archive(wishes, guard, report)
     lineage = (*(found.snapshot.facts.lineage if found else ()), guard.run_id)
     _require_running(guard)
     loop = _assemble(plan, compute, Origin(corpus, source, vocabulary, lineage), found, guard, report)
@@ -113,9 +115,6 @@ def _is_complete(loop: Loop) -> bool:
 def _find_checkpoint(wishes: Wishes, guard: RunGuard, report: Report) -> Loaded | None:
     directory = guard.directory
     if wishes.fresh:
-        archived = guard.archive(("checkpoint_*", "best_model.*", "metrics.jsonl"))
-        if archived is not None:
-            report.say(f"--fresh: what was here is now in {archived}")
         return None
     found = checkpoint.newest_valid(directory, report.say)
     _require_running(guard)
@@ -124,6 +123,24 @@ def _find_checkpoint(wishes: Wishes, guard: RunGuard, report: Report) -> Loaded 
             f"--resume: there is no valid checkpoint in {directory}", "leave --resume out to start at step 0"
         )
     return found
+
+
+def _archive(wishes: Wishes, guard: RunGuard, report: Report) -> None:
+    """--fresh: move the earlier run aside, once everything that may be refused has been looked at."""
+    if not wishes.fresh:
+        return
+    archived = guard.archive(("checkpoint_*", "best_model.*", "metrics.jsonl"))
+    if archived is not None:
+        report.say(f"--fresh: what was here is now in {archived}")
+
+
+def _require_steps_ahead(plan: Plan, found: Loaded | None) -> None:
+    if found is not None and found.snapshot.facts.state.step > plan.training.max_steps:
+        step = found.snapshot.facts.state.step
+        raise BadUsage(
+            f"{found.path} is at step {step}, beyond --max-steps {plan.training.max_steps}",
+            f"use --max-steps {step} or more, or --fresh to archive it and start anew",
+        )
 
 
 def _prepare_corpus(
@@ -198,20 +215,32 @@ def _assemble(
     stepper = Stepper(
         model, training, compute,
         batch=lambda step: batch_at(tokens, seed=seed, step=step, rows=rows, length=length),
-        log=report.say,
+        log=report.say, should_stop=_asker(guard),
     )  # fmt: skip
+    allocate_state(stepper.optimizer)
     state = TrainState(step=0, tokens_seen=0)
     if found is not None:
         state = found.snapshot.facts.state
         restore_model(model, found.snapshot.tensors)
         restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
-        if found.snapshot.facts.training == as_facts(training):
+        if found.snapshot.facts.training["batch_size"] == training.batch_size:
             stepper.micro_batch = max(1, min(stepper.micro_batch, found.snapshot.facts.micro_batch))
+        _say_what_changed(found, training, compute, report)
         _receipt(found, batch_at(tokens, seed=seed, step=state.step, rows=rows, length=length), report)
     else:
         count = sum(parameter.numel() for parameter in model.parameters())
         report.say(f"starting at step 0 with {count:,} parameters")
     return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report)
+
+
+def _say_what_changed(found: Loaded, training: TrainConfig, compute: Compute, report: Report) -> None:
+    """What keeps the continued run from the very numbers of an unbroken one."""
+    facts = found.snapshot.facts
+    now = {**surroundings(compute), "max_steps (and with it the learning rates)": training.max_steps}
+    saved = {**facts.libraries, "max_steps (and with it the learning rates)": facts.training.get("max_steps")}
+    changed = [f"{name} {saved[name]} -> {now[name]}" for name in now if name in saved and saved[name] != now[name]]
+    if changed:
+        report.say(f"not bit for bit what an unbroken run would be: {', '.join(changed)}")
 
 
 def _receipt(found: Loaded, next_batch: Batch, report: Report) -> None:

@@ -162,7 +162,8 @@ class Claim:
         if self._keeper is not None:
             self._keeper.dismiss()
         if before is not None and process.is_alive(before.process):
-            self.lock.relabel(before)
+            with contextlib.suppress(OSError):  # a full disk: the supervisor relabels when it sees us gone
+                self.lock.relabel(before)
 
     def event(self, name: str, **facts: Any) -> None:
         """Write an event into the journal. A journal that cannot be written must not end the run."""

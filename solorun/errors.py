@@ -3,7 +3,6 @@
 SolorunError            1  failed
 ├── BadUsage            2  wrong flag, missing argument
 ├── Held                3  another run holds the directory
-├── NotSafe             4  a check found something
 ├── StillRunning        5  not ended within the grace
 ├── Refused             7  foreign or unknown owner, other user
 └── DirectoryProblem    1  missing, not a directory, no permission, disk full, moved away
@@ -43,12 +42,6 @@ class Held(SolorunError):
     """Another live run holds the results directory."""
 
     exit_code = 3
-
-
-class NotSafe(SolorunError):
-    """A pre-flight check found something that must be looked at before a start."""
-
-    exit_code = 4
 
 
 class StillRunning(SolorunError):

@@ -10,6 +10,7 @@ import contextlib
 import fnmatch
 import itertools
 import os
+import re
 import sys
 import time
 import traceback
@@ -146,7 +147,8 @@ class Run:
         names = sorted(n for n in os.listdir(self.directory) if any(fnmatch.fnmatch(n, p) for p in patterns))
         if not names:
             return None
-        previous = self.previous_run_id or f"before-{self.run_id}"
+        # The id comes out of a file: without this a crafted one could name a path elsewhere.
+        previous = re.sub(r"[^A-Za-z0-9_-]", "-", self.previous_run_id or f"before-{self.run_id}")
         place = RunDir(self.directory).archive(previous)
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -206,6 +208,9 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         self._stop.listen()
         try:
             self._run = self._adopt() or self._take()
+        except OSError as error:
+            self._stop.forget()
+            raise directory_problem(error, "use", self._directory) from None
         except BaseException:
             self._stop.forget()
             raise

@@ -161,9 +161,15 @@ def append_metrics(directory: int, run_id: str, values: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    # JSON has no NaN and no infinity: a reader in another language would stop at such a line.
-    strict = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
-    append_line(directory, METRICS, {"run_id": run_id, **strict})
+    append_line(directory, METRICS, {"run_id": run_id, **{key: _plain(value) for key, value in values.items()}})
+
+
+def _plain(value: Any) -> Any:
+    """A value as strict JSON knows it: scalars of any library as numbers, no NaN and no infinity."""
+    if value is None or isinstance(value, str | bool | int | list | tuple | dict):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def read_events(directory: int) -> Iterator[dict[str, Any]]:

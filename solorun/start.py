@@ -81,7 +81,8 @@ def supervise(
     try:
         return _Supervisor(plan, made).run()
     except BaseException:
-        made.lock.withdraw()
+        if not process.carriers(made.run_id):  # else the label must go on telling that somebody writes here
+            made.lock.withdraw()
         made.lock.close()
         raise
 
@@ -163,9 +164,9 @@ class _Supervisor:
         self.before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
     def _restore(self) -> None:
-        if self.terminal >= 0:  # while SIGTTOU is still ignored: it would suspend us here, at the very end
-            with contextlib.suppress(OSError):
-                os.tcsetpgrp(self.terminal, os.getpgrp())
+        # While SIGTTOU is still ignored: it would suspend us here, at the very end.
+        if self.child is not None:
+            self._hand_terminal(self.child.pid, os.getpgrp())
         signal.set_wakeup_fd(-1)
         for number, before in self.before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)  # type: ignore[arg-type]
@@ -225,7 +226,9 @@ class _Supervisor:
     def _hold_for(self, survivors: list[ProcessId], told: bool) -> None:
         owner = self.claim.owner
         if owner is not None and owner.process not in survivors:
-            self.claim.relabel(survivors[0])  # a label with a dead PID would let an old-style trainer in
+            # A label with a dead PID would let an old-style trainer in. A full disk must not end the guarding.
+            with contextlib.suppress(OSError):
+                self.claim.relabel(survivors[0])
         if not told:
             self.asked_at = 0.0  # what was asked before, the command has heard; its survivors have not
             pids = ", ".join(str(survivor.pid) for survivor in survivors)
@@ -239,17 +242,24 @@ class _Supervisor:
         owner = self.claim.owner
         if owner is None or self.child is None or owner.process == self.child or process.is_alive(owner.process):
             return
-        self.claim.relabel(self.child)
+        with contextlib.suppress(OSError):
+            self.claim.relabel(self.child)
 
     def _job_control(self, pid: int, number: int) -> None:
         """Ctrl-Z at the terminal: suspend along with the command, and wake it when the shell wakes us."""
         if self.terminal < 0 or number != signal.SIGTSTP or self.child is None or pid != self.child.pid:
             return
-        os.tcsetpgrp(self.terminal, os.getpgrp())
+        self._hand_terminal(pid, os.getpgrp())
         os.kill(os.getpid(), signal.SIGSTOP)
+        self._hand_terminal(os.getpgrp(), pid)  # woken by `fg`; after `bg` the terminal stays the shell's
         with contextlib.suppress(OSError):
-            os.tcsetpgrp(self.terminal, pid)
             os.killpg(pid, signal.SIGCONT)
+
+    def _hand_terminal(self, giver: int, taker: int) -> None:
+        """Make a process group the terminal's foreground, if the other one is: never take it from a shell."""
+        with contextlib.suppress(OSError):
+            if self.terminal >= 0 and os.tcgetpgrp(self.terminal) == giver:
+                os.tcsetpgrp(self.terminal, taker)
 
     def _copy_log(self) -> None:
         if self.plan.output is None:
@@ -298,7 +308,7 @@ def _reaped() -> list[tuple[int, int]]:
 
 
 def _state(code: int, asked: int | None) -> State:
-    if asked is not None or code - 128 in _POLITE:
+    if code - 128 in _POLITE or (asked is not None and code == 0):
         return "interrupted"
     return "completed" if code == 0 else "crashed"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -69,7 +70,7 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
     owner = read_owner(fd)
     if isinstance(verdict, Held) and verdict.owner is None and verdict.pid and not _lives_here(owner, fd):
         owner = _old_style_owner(directory, fd, verdict.pid, label)
-    run_id = owner.run_id if owner else record.run_id if record and record.state == "running" else ""
+    run_id = owner.run_id if owner else record.run_id if record else ""
     over = isinstance(verdict, Free | Stale)
     return Evidence(
         directory=directory,
@@ -120,8 +121,9 @@ def survey(roots: Iterable[Path], now: float, settings: Settings) -> list[tuple[
     """The state of every results directory at or below the roots, sorted by path; roots that cannot be read as well."""
     places = {place.path for root in roots for place in (*find_results_directories(root), *_unreadable(root))}
     found: list[tuple[Path, RunState, Evidence | None]] = []
+    alive = functools.cache(process.runs_alive)  # one look at the process table, at most, for all directories
     for path in sorted(places):
-        evidence = gather(path, now)
+        evidence = gather(path, now, carriers=lambda run_id: alive().get(run_id, ()))
         if isinstance(evidence, Unreadable):
             found.append((path, evidence, None))
         else:

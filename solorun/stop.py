@@ -112,9 +112,19 @@ class _Target:
     owner: Owner | None
     survivors: tuple[ProcessId, ...]
 
-    def ask(self, number: int) -> None:
+    @property
+    def request(self) -> int:
+        """What to ask with: SIGTERM where it is known to be graceful and never to mean "at once", else SIGINT.
+
+        A trainer of ours may be saving because of an earlier Ctrl-C; another one would make it leave. Old-style
+        trainers and most commands know only SIGINT as a graceful end.
+        """
+        ours = self.owner is not None and self.owner.adopted and self.owner.run_id
+        return signal.SIGTERM if ours else signal.SIGINT
+
+    def ask(self) -> None:
         """Send a polite signal to whom answers it for the whole run."""
-        owner = self.owner
+        owner, number = self.owner, self.request
         if owner is not None:
             if owner.adopted and process.send(owner.process, number):
                 return
@@ -209,25 +219,35 @@ def _ask(directory: Path, target: _Target, tell: Callable[[str], None]) -> int:
     """Ask once: a second SIGINT would make the run leave without a checkpoint."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if target.owner is not None and _was_asked(fd, target.run_id):
+        if target.request == signal.SIGINT and target.owner is not None and _was_asked(fd, target.run_id):
             tell("it was asked to stop before; waiting for it")
             return signal.SIGINT
         pid = target.owner.process.pid if target.owner else ", ".join(str(p.pid) for p in target.survivors)
-        tell(f"asking PID {pid} to stop (SIGINT)")
-        target.ask(signal.SIGINT)
+        tell(f"asking PID {pid} to stop ({process.signal_name(target.request)})")
+        target.ask()
         # Written down only now: who may not signal the run must not keep others from asking it.
         with contextlib.suppress(OSError):
             user = process.user_name(os.getuid())
-            journal(fd, target.run_id, "stop requested", time.time(), by=user, signal=int(signal.SIGINT))
+            journal(fd, target.run_id, "stop requested", time.time(), by=user, signal=int(target.request))
     finally:
         os.close(fd)
     return signal.SIGINT
 
 
 def _was_asked(directory: int, run_id: str) -> bool:
-    """Whether the run as it is now was asked to stop; survivors that it left have heard nothing yet."""
-    told = [event["event"] for event in read_events(directory) if run_id and event.get("run_id") == run_id]
-    return next((name for name in reversed(told) if name in ("stop requested", "survivors")), "") == "stop requested"
+    """Whether the run as it is now was asked a moment ago.
+
+    Survivors that it left, and a trainer that came later, have heard nothing yet; and what did not end a command
+    within the usual grace may be asked again.
+    """
+    asked = False
+    for event in read_events(directory):
+        if run_id and event.get("run_id") == run_id:
+            if event["event"] == "stop requested":
+                asked = time.time() - float(event.get("time", 0)) < StopPolicy().graceful_s
+            elif event["event"] in ("survivors", "adopted"):
+                asked = False
+    return asked
 
 
 def _wait(

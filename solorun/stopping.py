@@ -24,7 +24,7 @@ class StopRequest:
         self.reason = ""
         self.leaving = False
         """The run is on its way out: impatience must not interrupt the release of the lock."""
-        self._asked_at = 0.0
+        self._interrupted_at = 0.0
         self._before: dict[int, Any] = {}
 
     @property
@@ -37,7 +37,6 @@ class StopRequest:
         if not self.reason:
             self.signal = number
             self.reason = reason
-            self._asked_at = time.monotonic()
 
     def listen(self) -> None:
         """Install the handlers. Outside the main thread Python has none, and only `ask` works.
@@ -64,8 +63,11 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.leaving:
             return
-        if self.asked and number == signal.SIGINT and time.monotonic() - self._asked_at > SAME_REQUEST_S:
-            raise KeyboardInterrupt  # asked twice at the keyboard: leave at once
+        if number == signal.SIGINT:
+            # Twice at the keyboard means at once. One Ctrl-C after another request does not: it may be saving.
+            if self._interrupted_at and time.monotonic() - self._interrupted_at > SAME_REQUEST_S:
+                raise KeyboardInterrupt
+            self._interrupted_at = self._interrupted_at or time.monotonic()
         self.ask(signal.Signals(number).name, number)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ _VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
     _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown as "?"
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] = []
     if "--" in words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -24,5 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
     settings = current_settings()
     plan = plan_command(tuple(arguments.command), Path.cwd(), os.environ, sys.stdout.fileno())
     ended = supervise(plan, Path(arguments.directory), settle_s=settings.settle_s)
-    print(f"solorun: {ended.state} after {ago(ended.seconds)}, exit status {ended.exit_code}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that is gone must not cost the command's status
+        print(f"solorun: {ended.state} after {ago(ended.seconds)}, exit status {ended.exit_code}", file=sys.stderr)
     return ended.exit_code

@@ -91,7 +91,7 @@ def send_group(leader: ProcessId, number: int) -> bool:
 
 def carries(pid: int, run_id: str) -> bool:
     """Whether a process was started as part of this run; False where that may not be read."""
-    return bool(_system.environment_has(pid, os.fsencode(f"{RUN_ID_VARIABLE}={run_id}")))
+    return bool(_system.environment_value(pid, RUN_ID_VARIABLE) == run_id)
 
 
 def carriers(run_id: str) -> list[ProcessId]:
@@ -99,6 +99,17 @@ def carriers(run_id: str) -> list[ProcessId]:
     own = os.getpid()
     found = (identify(pid) for pid in _system.pids() if pid != own and carries(pid, run_id))
     return [process for process in found if process is not None]
+
+
+def runs_alive() -> dict[str, list[ProcessId]]:
+    """Every live process, other than the caller, that was started as part of a run, by the run's id."""
+    own = os.getpid()
+    found: dict[str, list[ProcessId]] = {}
+    for pid in _system.pids():
+        run_id = "" if pid == own else _system.environment_value(pid, RUN_ID_VARIABLE)
+        if run_id and (process := identify(pid)) is not None:
+            found.setdefault(run_id, []).append(process)
+    return found
 
 
 def holders(device: int, inode: int) -> list[ProcessId]:
@@ -121,11 +132,6 @@ def cwd(pid: int) -> str:
 def resident_bytes(pid: int) -> int:
     """Resident memory of a PID in bytes, 0 when it cannot be told."""
     return _system.resident_bytes(pid)
-
-
-def pids() -> list[int]:
-    """Every PID that can be seen."""
-    return _system.pids()
 
 
 def user_of(pid: int) -> str:

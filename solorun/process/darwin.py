@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import struct
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from solorun.owner import Alive, Gone, Here, Sighting
 
 _F_GETPATH = 50
+_CTL_KERN, _KERN_PROC, _KERN_PROC_PID = 1, 14, 1
 
 
 def _psutil() -> Any:
@@ -48,7 +50,23 @@ def here(sysctl: Callable[[str], str] = _sysctl, hardware: Callable[[], str] = _
     return Here(host, hardware() or host, boot, "")
 
 
-def probe(pid: int, psutil: Any = None) -> Sighting:
+def _raw_start(pid: int) -> int:
+    """Microseconds of the kernel's own start time, 0 when it cannot be read.
+
+    Not psutil's: it moves its answer along when the clock is set, and a token must never move. `kinfo_proc` begins
+    with `p_starttime`, a struct timeval of a 64-bit and a 32-bit number.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    question = (ctypes.c_int * 4)(_CTL_KERN, _KERN_PROC, _KERN_PROC_PID, pid)
+    answer = ctypes.create_string_buffer(1024)
+    size = ctypes.c_size_t(len(answer))
+    if libc.sysctl(question, 4, answer, ctypes.byref(size), None, ctypes.c_size_t(0)) != 0 or size.value < 16:
+        return 0
+    seconds, microseconds = struct.unpack_from("<qi", answer.raw)
+    return int(seconds * 1_000_000 + microseconds)
+
+
+def probe(pid: int, psutil: Any = None, raw_start: Callable[[int], int] = _raw_start) -> Sighting:
     """See whether a process lives. A zombie is dead; a process that may not be looked at is alive."""
     ps = psutil or _psutil()
     try:
@@ -64,7 +82,7 @@ def probe(pid: int, psutil: Any = None) -> Sighting:
     if status in (ps.STATUS_ZOMBIE, ps.STATUS_DEAD):
         return Gone()
     letter = {ps.STATUS_RUNNING: "R", ps.STATUS_STOPPED: "T", ps.STATUS_DISK_SLEEP: "D"}.get(status, "S")
-    return Alive(round(born * 1e6), born, letter)
+    return Alive(raw_start(pid) or None, born, letter)
 
 
 def _ask(pid: int, question: str, otherwise: Any, psutil: Any = None) -> Any:
@@ -115,10 +133,9 @@ def pids(psutil: Any = None) -> list[int]:
     return list((psutil or _psutil()).pids())
 
 
-def environment_has(pid: int, entry: bytes, psutil: Any = None) -> bool:
-    """Whether the process was started with this NAME=value; False where it may not be read."""
-    name, _, value = os.fsdecode(entry).partition("=")
-    return bool(_ask(pid, "environ", {}, psutil).get(name) == value)
+def environment_value(pid: int, name: str, psutil: Any = None) -> str:
+    """What a variable was when the process was started; empty where it had none or may not be read."""
+    return str(_ask(pid, "environ", {}, psutil).get(name, ""))
 
 
 def has_open(pid: int, device: int, inode: int, psutil: Any = None) -> bool:  # noqa: ARG001 - one signature per platform
@@ -126,9 +143,9 @@ def has_open(pid: int, device: int, inode: int, psutil: Any = None) -> bool:  # 
     return False
 
 
-def send(pid: int, started: int, number: int, psutil: Any = None) -> bool:
+def send(pid: int, started: int, number: int, psutil: Any = None, raw_start: Callable[[int], int] = _raw_start) -> bool:
     """Send a signal to exactly this process, checked immediately before. False when it is gone."""
-    seen = probe(pid, psutil)
+    seen = probe(pid, psutil, raw_start)
     if not isinstance(seen, Alive) or seen.started != started:
         return False
     try:

@@ -122,10 +122,10 @@ def pids() -> list[int]:
         return []
 
 
-def environment_has(pid: int, entry: bytes) -> bool:
-    """Whether the process was started with this NAME=value; False where it may not be read."""
-    data = _read_bytes(f"/proc/{pid}/environ")
-    return data.startswith(entry + b"\0") or b"\0" + entry + b"\0" in data
+def environment_value(pid: int, name: str) -> str:
+    """What a variable was when the process was started; empty where it had none or may not be read."""
+    _, found, rest = (b"\0" + _read_bytes(f"/proc/{pid}/environ")).partition(b"\0" + os.fsencode(name) + b"=")
+    return os.fsdecode(rest.partition(b"\0")[0]) if found else ""
 
 
 def has_open(pid: int, device: int, inode: int) -> bool:

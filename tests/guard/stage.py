@@ -116,10 +116,11 @@ class Spawner:
         return path
 
     def descendants(self) -> list[ProcessId]:
-        entry = f"{MARK}={self.mark}".encode()
         own = os.getpid()
-        found = (process.identify(p) for p in process.pids() if p != own and process.system.environment_has(p, entry))
-        return [one for one in found if one is not None]
+        found = (
+            p for p in process.system.pids() if p != own and process.system.environment_value(p, MARK) == self.mark
+        )
+        return [one for p in found if (one := process.identify(p)) is not None]
 
     def end(self) -> None:
         for _ in range(50):

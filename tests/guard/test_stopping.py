@@ -147,12 +147,21 @@ def test_sigterm_however_often_never_leaves_at_once(clock: Clock, stop: StopRequ
     assert (stop.signal, stop.reason) == (signal.SIGTERM, "SIGTERM")
 
 
-def test_a_sigint_after_a_sigterm_leaves_at_once(clock: Clock, stop: StopRequest) -> None:
+def test_one_sigint_after_a_sigterm_does_not_cut_the_saving_short_but_two_do(clock: Clock, stop: StopRequest) -> None:
     signal.raise_signal(signal.SIGTERM)
+    clock.now += 5
+    signal.raise_signal(signal.SIGINT)
     clock.now += 5
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert stop.signal == signal.SIGTERM
+
+
+def test_one_sigint_after_a_lost_directory_does_not_cut_the_saving_short(clock: Clock, stop: StopRequest) -> None:
+    stop.ask("the results directory was moved")
+    clock.now += 5
+    signal.raise_signal(signal.SIGINT)
+    assert stop.reason == "the results directory was moved"
 
 
 def test_while_leaving_a_signal_interrupts_nothing_any_more(clock: Clock, stop: StopRequest) -> None:

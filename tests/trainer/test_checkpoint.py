@@ -117,11 +117,11 @@ def test_pruning_keeps_the_newest_the_best_and_everything_that_is_not_ours(tmp_p
     torn = save(tmp_path, snapshot(2000)).path
     torn.write_bytes(torn.read_bytes()[:-1])
     (tmp_path / "checkpoint_1.pt").write_bytes(b"pickle")
-    gone = prune(tmp_path, 2, {"run-1", "run-2"})
+    gone = prune(tmp_path, 2, {"run-1", "run-2"}, 1_000)
     assert [path.name for path in gone] == [f"checkpoint_{step}.safetensors" for step in (200, 150, 100)]
     kept = [f"checkpoint_{name}" for name in ("1.pt", "1000.safetensors", "2000.safetensors", "300.safetensors")]
     assert names(tmp_path) == [BEST, *kept[:3], kept[3], "checkpoint_50.safetensors"]
-    assert prune(tmp_path, 0, {"run-1", "run-2"}) == [checkpoint_path(tmp_path, 300)], "one always stays"
+    assert prune(tmp_path, 0, {"run-1", "run-2"}, 1_000) == [checkpoint_path(tmp_path, 300)], "one always stays"
 
 
 def test_a_run_replaces_its_own_checkpoint_and_that_of_the_run_it_continues(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ for line in sys.stdin:
         step += 1
         facts = SnapshotFacts(TrainState(step, step), {}, {}, "corpus", "plays", "run", ("run",), 8)
         save(Path(sys.argv[1]), Snapshot(tensors, facts))
-        prune(Path(sys.argv[1]), 3, {"run"})
+        prune(Path(sys.argv[1]), 3, {"run"}, 10**9)
         print("saved", step, flush=True)
     print("saver", saver, flush=True)
     os.waitpid(saver, 0)
