@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import solorun
 from solorun import preflight, process
 from solorun.owner import encode_owner
 from solorun.preflight import Safe, Unsafe
@@ -64,6 +65,17 @@ def test_survivors_are_not_safe_and_the_lock_stays(spawn: Spawner, results: Path
     assert isinstance(found, Unsafe)
     assert isinstance(found.state, Orphaned)
     assert names(results) == {"training.owner.json"}
+
+
+def test_what_a_well_ended_run_left_behind_is_not_safe_either(spawn: Spawner, results: Path) -> None:
+    with solorun.hold(results) as run:
+        child = spawn.python(
+            "import time; print('up', flush=True); time.sleep(600)", env={process.RUN_ID_VARIABLE: run.run_id}
+        )
+        child.wait_for("up")
+    found = check(results)
+    assert isinstance(found, Unsafe)
+    assert isinstance(found.state, Orphaned)
 
 
 def test_another_hosts_run_is_not_safe_and_untouched(results: Path) -> None:

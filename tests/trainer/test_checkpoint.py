@@ -124,6 +124,20 @@ def test_pruning_keeps_the_newest_the_best_and_everything_that_is_not_ours(tmp_p
     assert prune(tmp_path, 0, {"run-1", "run-2"}, 1_000) == [checkpoint_path(tmp_path, 300)], "one always stays"
 
 
+def test_damaged_files_of_later_steps_never_push_out_what_was_just_saved(tmp_path: Path) -> None:
+    for step in (300, 400, 500):
+        save(tmp_path, snapshot(step))
+    damaged = checkpoint_path(tmp_path, 500)
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1  # its header still tells that it is ours
+    damaged.write_bytes(data)
+    save(tmp_path, snapshot(450))
+    prune(tmp_path, 1, {"run-1", "run-2"}, 450)
+    found = newest_valid(tmp_path, lambda _line: None)
+    assert found is not None
+    assert found.path == checkpoint_path(tmp_path, 450)
+
+
 def test_a_run_replaces_its_own_checkpoint_and_that_of_the_run_it_continues(tmp_path: Path) -> None:
     said: list[str] = []
     save(tmp_path, snapshot(5, run="run-1", lineage=("run-1",)))

@@ -13,7 +13,7 @@ import torch
 from kssm import loop as loop_room
 from kssm.checkpoint import load, newest_valid
 from kssm.config import ModelName
-from kssm.errors import CheckpointError
+from kssm.errors import BadUsage, CheckpointError, CorpusError
 from kssm.report import Report
 from kssm.train import Result, train
 from kssm.wishes import Wishes
@@ -34,6 +34,7 @@ class StandIn:
         self.steps: list[int] = []
         self.rows: list[dict[str, Any]] = []
         self.events: list[str] = []
+        self.archived: list[Any] = []
 
     @property
     def should_stop(self) -> bool:
@@ -62,8 +63,8 @@ class StandIn:
     def event(self, name: str, **_facts: Any) -> None:
         self.events.append(name)
 
-    def archive(self, _patterns: Any) -> None:
-        return
+    def archive(self, patterns: Any) -> None:
+        self.archived.append(patterns)
 
     def describe(self, **_facts: Any) -> None:
         return
@@ -156,6 +157,38 @@ def test_a_disk_that_refuses_a_periodic_save_costs_a_warning_not_the_run(
     assert result.complete
     assert any(line.startswith("WARNING: cannot save") for line in lines)
     assert newest_valid(tmp_path, lambda _line: None) is not None
+
+
+def test_fresh_archives_nothing_when_the_new_run_is_refused(text: Path, tmp_path: Path) -> None:
+    guard = StandIn(tmp_path)
+    run(guard, text, tmp_path / "cache")
+    wishes = Wishes("v3", "tiny", text=tmp_path / "nowhere", vocabulary="bytes", device="cpu", fresh=True)
+    with pytest.raises(CorpusError):
+        train(wishes, tmp_path / "cache", guard, Report(lambda _line: None, terminal=False))
+    assert guard.archived == []
+
+
+def test_fewer_steps_than_were_made_are_refused(text: Path, tmp_path: Path) -> None:
+    run(StandIn(tmp_path), text, tmp_path / "cache")
+    with pytest.raises(BadUsage, match="beyond --max-steps 4"):
+        run(StandIn(tmp_path), text, tmp_path / "cache", max_steps=4)
+
+
+def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_sequences(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop_room.evaluate
+
+    def small_memory(model: Any, batches: Any, *rest: Any) -> Any:
+        held = list(batches)
+        if len(held[0]) > 1:
+            raise torch.OutOfMemoryError("injected: no room for two sequences")
+        return real(model, held, *rest)
+
+    monkeypatch.setattr(loop_room, "evaluate", small_memory)
+    result, lines = run(StandIn(tmp_path), text, tmp_path / "cache")
+    assert result.complete
+    assert "evaluation: out of memory; going on with 1 sequences at a time" in lines
 
 
 def test_a_disk_that_refuses_the_last_save_is_an_error(

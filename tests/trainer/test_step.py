@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kssm.config import TrainConfig, model_config
 from kssm.device import Compute
-from kssm.errors import KssmError
+from kssm.errors import KssmError, Stopped
 from kssm.model_blocks import KSSM
 from kssm.models import build
-from kssm.step import Stepper, StepResult, noise_seed
+from kssm.step import Stepper, StepResult, allocate_state, noise_seed
 
 V, ROWS, S = 13, 8, 6
 CPU = Compute(torch.device("cpu"))
@@ -106,6 +106,28 @@ def test_a_step_repeated_from_the_same_weights_is_the_same_to_the_bit(name: str)
     second = list(run(stepper(two, train_config(4)), 3))
     assert [without_time(result) for result in first] == [without_time(result) for result in second]
     assert same(one.state_dict(), two.state_dict())
+
+
+def test_a_stop_is_heard_between_micro_batches_and_leaves_the_weights_alone() -> None:
+    model = small_model()
+    before = weights(model)
+    asked: list[int] = []
+    training = Stepper(
+        model, train_config(2), CPU, batch, print, should_stop=lambda: len(asked) > 1 or asked.append(1) or False
+    )
+    with pytest.raises(Stopped):
+        training.step(0)
+    assert same(before, weights(model))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_allocating_the_optimizers_state_beforehand_changes_no_bit() -> None:
+    plain, prepared = stepper(small_model()), stepper(small_model())
+    before = weights(prepared.model)
+    allocate_state(prepared.optimizer)
+    assert same(before, weights(prepared.model))
+    assert [without_time(plain.step(n)) for n in range(3)] == [without_time(prepared.step(n)) for n in range(3)]
+    assert same(weights(plain.model), weights(prepared.model))
 
 
 def run(training: Stepper, steps: int) -> Iterator[StepResult]:
