@@ -3,7 +3,9 @@
 SolorunError            1  failed
 ├── BadUsage            2  wrong flag, missing argument
 ├── Held                3  another run holds the directory
+├── NotSafe             4  a start that would harm another run, or could not end well
 ├── StillRunning        5  not ended within the grace
+├── Unreachable         6  a host does not answer
 ├── Refused             7  foreign or unknown owner, other user
 └── DirectoryProblem    1  missing, not a directory, no permission, disk full, moved away
 """
@@ -44,10 +46,22 @@ class Held(SolorunError):
     exit_code = 3
 
 
+class NotSafe(SolorunError):
+    """A start would harm another run, such as by sharing its accelerator, or could not end well."""
+
+    exit_code = 4
+
+
 class StillRunning(SolorunError):
     """A run did not end within the grace it was given."""
 
     exit_code = 5
+
+
+class Unreachable(SolorunError):
+    """A host does not answer. Nothing is concluded from that about its runs."""
+
+    exit_code = 6
 
 
 class Refused(SolorunError):

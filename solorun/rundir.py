@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,24 @@ MARKS = (LABEL, RUN, LOG, OWNER)
 """A directory with one of these is a results directory."""
 
 _DEEPEST = 6
+_CHECKPOINT = re.compile(r"checkpoint_(\d+)\.[A-Za-z0-9]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """A checkpoint as its name and the file system tell it; whether it loads, only its trainer knows.
+
+    Args:
+        step: from the name.
+        name: file name.
+        size: bytes.
+        written: modification time, seconds since the epoch.
+    """
+
+    step: int
+    name: str
+    size: int
+    written: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +90,29 @@ class RunDir:
     def archive(self, run_id: str) -> Path:
         """Where the files of an earlier run go when a new one starts afresh."""
         return self.path / ARCHIVE / run_id
+
+
+def checkpoint_files(directory: int) -> list[CheckpointFile]:
+    """The checkpoints of a results directory, newest step first; a directory that cannot be read has none.
+
+    Args:
+        directory: descriptor of the results directory.
+    """
+    found: list[CheckpointFile] = []
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    for name in names:
+        if (match := _CHECKPOINT.fullmatch(name)) is None:
+            continue
+        try:
+            facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            continue
+        if stat.S_ISREG(facts.st_mode):
+            found.append(CheckpointFile(int(match[1]), name, facts.st_size, facts.st_mtime))
+    return sorted(found, key=lambda file: (file.step, file.written), reverse=True)
 
 
 def is_results_directory(entries: set[str]) -> bool:

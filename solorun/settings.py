@@ -1,16 +1,62 @@
-"""Settings: defaults, overruled by `solorun.toml`, overruled by the environment."""
+"""What a person may set, and its defaults; `settingsfile` reads what was set."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from solorun.errors import BadUsage
 
-FILE = "solorun.toml"
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """What `solorun start DIR` runs when no command is typed: `[runs."DIR"]`.
+
+    Args:
+        directory: absolute path of the results directory.
+        command: program and arguments.
+        cwd: where it runs; the directory of the settings file unless told otherwise.
+        environment: variables on top of the caller's.
+    """
+
+    directory: Path
+    command: tuple[str, ...]
+    cwd: Path
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    """A machine that is reached over ssh: `[hosts.NAME]`.
+
+    Args:
+        name: what a person types after `--host`.
+        ssh: destination as typed after `ssh`, so that the user's own ssh configuration counts.
+        directory: the project's directory there; `~` is the remote home; empty for the login directory.
+        command: how `solorun` is called there, program and leading arguments.
+    """
+
+    name: str
+    ssh: str
+    directory: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyEntry:
+    """Whom to tell: `[[notify]]`. Exactly one of command, webhook and apprise is set.
+
+    Args:
+        on: the occasions: end, crash, hang, memory, disk.
+        command: program and arguments; gets the facts as JSON on its standard input and in SOLORUN_* variables.
+        webhook: URL that gets the facts as JSON by POST.
+        apprise: any URL that the package `apprise` understands.
+    """
+
+    on: frozenset[str]
+    command: tuple[str, ...]
+    webhook: str
+    apprise: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +70,16 @@ class Settings:
         silent_ceiling_s: a run is always called silent after this.
         silent_unknown_s: the limit for a run that reports no steps (its log counts then).
         settle_s: how long a start watches for an old-style trainer that races with it.
+        grace_s: how long `stop` waits for a run's own end.
+        save_extension_s: how much longer it waits for a save in progress.
+        watch_every_s: how often a supervisor looks at its run for a hang, low memory and low disk.
+        memory_low: available memory below this share of the total is low.
+        disk_low_checkpoints: room for fewer next checkpoints than this is low.
+        share_accelerator: whether two runs may use one accelerator.
+        host_deadline_s: how long a host may take to answer.
+        runs: commands by results directory.
+        hosts: machines that are reached over ssh.
+        notify: whom to tell when a run ends, crashes, hangs, or lacks memory or disk.
     """
 
     roots: tuple[Path, ...] = (Path("results"), Path("kssm/results"))
@@ -32,41 +88,33 @@ class Settings:
     silent_ceiling_s: float = 900.0
     silent_unknown_s: float = 300.0
     settle_s: float = 0.1
+    grace_s: float = 60.0
+    save_extension_s: float = 600.0
+    watch_every_s: float = 5.0
+    memory_low: float = 0.05
+    disk_low_checkpoints: float = 2.0
+    share_accelerator: bool = False
+    host_deadline_s: float = 10.0
+    runs: tuple[RunEntry, ...] = ()
+    hosts: tuple[HostEntry, ...] = ()
+    notify: tuple[NotifyEntry, ...] = ()
+
+    def run_entry(self, directory: Path) -> RunEntry | None:
+        """The entry of a results directory, None when it has none."""
+        wanted = os.path.realpath(directory)
+        return next((entry for entry in self.runs if os.path.realpath(entry.directory) == wanted), None)
 
 
-def load(cwd: Path, environment: Mapping[str, str]) -> Settings:
-    """The settings in force for a working directory.
+def state_directory(environment: Mapping[str, str], platform: str) -> Path:
+    """Where the guard keeps what belongs to a user: the registry of runs, what was last seen of hosts.
 
     Args:
-        cwd: `solorun.toml` is looked for here and in every directory above.
-        environment: SOLORUN_ROOTS, paths separated as in PATH, overrules the file.
-
-    Raises:
-        BadUsage: the file is not valid, or has an unknown key.
+        environment: SOLORUN_STATE names another place; XDG_STATE_HOME and HOME as usual.
+        platform: `sys.platform`.
     """
-    place = next((d for d in (cwd, *cwd.parents) if (d / FILE).is_file()), None)
-    settings = _from_file(place) if place else replace(Settings(), roots=tuple(cwd / root for root in Settings().roots))
-    if roots := environment.get("SOLORUN_ROOTS"):
-        settings = replace(settings, roots=tuple(Path(root) for root in roots.split(os.pathsep) if root))
-    return settings
-
-
-def _from_file(place: Path) -> Settings:
-    import tomllib
-
-    path = place / FILE
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadUsage(f"{path} cannot be read: {error}", "correct that file") from None
-    roots = raw.pop("roots", [str(root) for root in Settings().roots])
-    if not isinstance(roots, list) or not all(isinstance(root, str) for root in roots):
-        raise BadUsage(f"{path}: roots must be a list of paths", 'write, for example, roots = ["results"]')
-    numbers: dict[str, float] = {}
-    for key, value in raw.items():
-        if key not in Settings.__slots__:
-            raise BadUsage(f"{path}: unknown key {key!r}", f"the keys are {', '.join(Settings.__slots__)}")
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise BadUsage(f"{path}: {key} must be a number of 0 or more", "correct that file")
-        numbers[key] = float(value)
-    return replace(Settings(), roots=tuple(place / root for root in roots), **numbers)
+    if chosen := environment.get("SOLORUN_STATE"):
+        return Path(chosen)
+    home = Path(environment.get("HOME") or "~").expanduser()
+    if platform == "darwin":
+        return home / "Library" / "Application Support" / "solorun"
+    return Path(environment.get("XDG_STATE_HOME") or home / ".local" / "state") / "solorun"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from solorun import settings as settings_file
+from solorun import settingsfile
 from solorun.settings import Settings
 
 
 def current_settings() -> Settings:
     """The settings in force here."""
-    return settings_file.load(Path.cwd(), os.environ)
+    return settingsfile.load(Path.cwd(), os.environ)
 
 
 def roots(named: list[str], settings: Settings) -> list[Path]:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from solorun.cli.places import current_settings
-from solorun.start import plan_command, supervise
+from solorun.launch import plan_command
+from solorun.supervisor import supervise
 from solorun.wording import ago
 
 

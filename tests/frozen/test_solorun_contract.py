@@ -84,7 +84,7 @@ def test_the_exit_codes() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.SolorunError)
     }
     assert codes == {
-        "SolorunError": 1, "BadUsage": 2, "Held": 3, "StillRunning": 5, "Refused": 7,
+        "SolorunError": 1, "BadUsage": 2, "Held": 3, "NotSafe": 4, "StillRunning": 5, "Unreachable": 6, "Refused": 7,
         "DirectoryProblem": 1,
     }  # fmt: skip
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from solorun.errors import BadUsage
-from solorun.settings import Settings, load
+from solorun.settings import Settings, state_directory
+from solorun.settingsfile import load
 
 
 def test_without_a_file_the_defaults_stand_below_the_working_directory(tmp_path: Path) -> None:
@@ -66,3 +67,76 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "solorun.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BadUsage, match="cannot be read"):
         load(tmp_path, {})
+
+
+def test_commands_hosts_and_notifications_are_read(tmp_path: Path) -> None:
+    (tmp_path / "solorun.toml").write_text(
+        """
+        share_accelerator = true
+        [runs."results/kssm_v3"]
+        command = ["python3", "kssm/train_kssm_v3.py"]
+        environment = { OMP_NUM_THREADS = "4" }
+        [runs."results/other"]
+        command = "sh -c 'exit 3'"
+        cwd = "sub"
+        [hosts.studio]
+        [hosts.box]
+        ssh = "ada@box"
+        directory = "~/my project"
+        command = [".venv/bin/solorun"]
+        [[notify]]
+        on = ["crash", "hang"]
+        command = ["mail", "-s", "run"]
+        [[notify]]
+        webhook = "https://example.org/hook"
+        """
+    )
+    found = load(tmp_path, {})
+    assert found.share_accelerator
+    first, second = found.runs
+    assert (first.directory, first.command) == (tmp_path / "results/kssm_v3", ("python3", "kssm/train_kssm_v3.py"))
+    assert (first.cwd, first.environment) == (tmp_path, {"OMP_NUM_THREADS": "4"})
+    assert (second.command, second.cwd) == (("sh", "-c", "exit 3"), tmp_path / "sub")
+    assert found.run_entry(tmp_path / "results" / ".." / "results" / "other") == second
+    assert found.run_entry(tmp_path / "results") is None
+    assert [host.ssh for host in found.hosts] == ["studio", "ada@box"]
+    assert found.hosts[1].directory == "~/my project"
+    assert found.notify[0].on == {"crash", "hang"}
+    assert found.notify[1].on == {"end", "crash", "hang"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("runs = 1", "runs must be a table"),
+        ("[runs.a]\ncommand = []", "is empty"),
+        ("[runs.a]", "must be a list of texts"),
+        ("[runs.a]\ncommand = ['x']\nshell = true", 'unknown key runs."a".shell'),
+        ("[runs.a]\ncommand = ['x']\nenvironment = { A = 1 }", "must hold texts"),
+        ("[hosts.a]\nssh = '-oProxyCommand=x'", "must be a destination"),
+        ("[hosts.a]\nport = 22", "unknown key hosts.a.port"),
+        ("[[notify]]\non = ['birthday']\ncommand = ['x']", "unknown occasion 'birthday'"),
+        ("[[notify]]\non = ['end']", "needs one of command, webhook, apprise"),
+        ("[[notify]]\nwebhook = 'file:///etc/passwd'", "must be an http or https URL"),
+        ("[notify]\ncommand = ['x']", "must be a list of tables"),
+        ("share_accelerator = 1", "must be true or false"),
+    ],
+)
+def test_a_mistake_in_a_table_is_told(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "solorun.toml").write_text(text)
+    with pytest.raises(BadUsage) as told:
+        load(tmp_path, {})
+    assert words in told.value.what
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "place"),
+    [
+        ({"SOLORUN_STATE": "/s", "HOME": "/h"}, "linux", "/s"),
+        ({"XDG_STATE_HOME": "/x", "HOME": "/h"}, "linux", "/x/solorun"),
+        ({"HOME": "/h"}, "linux", "/h/.local/state/solorun"),
+        ({"XDG_STATE_HOME": "/x", "HOME": "/h"}, "darwin", "/h/Library/Application Support/solorun"),
+    ],
+)
+def test_what_belongs_to_a_user_has_one_place(environment: dict[str, str], platform: str, place: str) -> None:
+    assert state_directory(environment, platform) == Path(place)

@@ -15,8 +15,8 @@ import pytest
 import solorun
 from solorun import process
 from solorun.errors import BadUsage, DirectoryProblem
+from solorun.launch import plan_command
 from solorun.lock import Busy, enter
-from solorun.start import plan_command
 
 from .stage import PYTHON, Child, Spawner, Terminal, events, label_of, names, run_record, snapshot, wait_until
 

@@ -13,16 +13,17 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from solorun import process
 from solorun.claim import Claim, claim
-from solorun.errors import BadUsage, DirectoryProblem
+from solorun.errors import BadUsage
 from solorun.gate import CANNOT_EXECUTE, Execution, Gate
 from solorun.hold import LOCK_VARIABLE, SUPERVISOR_VARIABLE
+from solorun.launch import LaunchPlan
 from solorun.owner import ProcessId
 from solorun.process import RUN_ID_VARIABLE
 from solorun.record import State
@@ -32,23 +33,6 @@ _POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (*_POLITE, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _TICK_S = 0.1
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchPlan:
-    """What to start and how.
-
-    Args:
-        argv: program and arguments, never a shell line.
-        cwd: working directory.
-        env: environment, without the guard's own variables.
-        output: where a person watches: a descriptor to copy the log to, or None.
-    """
-
-    argv: tuple[str, ...]
-    cwd: Path
-    env: Mapping[str, str]
-    output: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,18 +310,3 @@ def _become_subreaper() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def plan_command(argv: tuple[str, ...], cwd: Path, env: Mapping[str, str], output: int | None) -> LaunchPlan:
-    """A plan for a command line.
-
-    Raises:
-        BadUsage: no command was given.
-        DirectoryProblem: the working directory is gone.
-    """
-    if not argv:
-        raise BadUsage("no command was given", "write it after `--`: solorun start DIR -- python3 train.py")
-    if not cwd.is_dir():
-        raise DirectoryProblem(f"the working directory {str(cwd)!r} is gone", "change to a directory that exists")
-    own = (RUN_ID_VARIABLE, LOCK_VARIABLE, SUPERVISOR_VARIABLE)
-    return LaunchPlan(argv, cwd, {key: value for key, value in env.items() if key not in own}, output)

@@ -1,0 +1,153 @@
+"""Settings as a person made them: `solorun.toml`, overruled by the environment, overruled by flags.
+
+The file is read strictly: an unknown key or a wrong value is told with the file and the key, never passed over.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from solorun.errors import BadUsage
+from solorun.settings import HostEntry, NotifyEntry, RunEntry, Settings
+
+FILE = "solorun.toml"
+OCCASIONS = ("end", "crash", "hang", "memory", "disk")
+_WAYS = ("command", "webhook", "apprise")
+
+
+def load(cwd: Path, environment: Mapping[str, str]) -> Settings:
+    """The settings in force for a working directory.
+
+    Args:
+        cwd: `solorun.toml` is looked for here and in every directory above.
+        environment: SOLORUN_ROOTS, paths separated as in PATH, overrules the file.
+
+    Raises:
+        BadUsage: the file cannot be read, has an unknown key, or a value of the wrong kind.
+    """
+    place = next((d for d in (cwd, *cwd.parents) if (d / FILE).is_file()), None)
+    settings = _read(place / FILE) if place else replace(Settings(), roots=tuple(cwd / r for r in Settings().roots))
+    if roots := environment.get("SOLORUN_ROOTS"):
+        settings = replace(settings, roots=tuple(Path(root) for root in roots.split(os.pathsep) if root))
+    return settings
+
+
+def _read(path: Path) -> Settings:
+    import tomllib  # without a file, the parser is not even loaded
+
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadUsage(f"{path} cannot be read: {error}", "correct that file") from None
+    return _Reader(path).settings(raw)
+
+
+class _Reader:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = path.parent
+
+    def settings(self, raw: dict[str, Any]) -> Settings:
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            if key == "roots":
+                values[key] = tuple(self.place / root for root in self.words(key, value, 'roots = ["results"]'))
+            elif key == "runs":
+                values[key] = tuple(self.run(name, entry) for name, entry in self.table(key, value).items())
+            elif key == "hosts":
+                values[key] = tuple(self.host(name, entry) for name, entry in self.table(key, value).items())
+            elif key == "notify":
+                values[key] = tuple(self.notification(entry) for entry in self.list_of_tables(key, value))
+            elif key == "share_accelerator":
+                values[key] = self.truth(key, value)
+            elif key in Settings.__slots__:
+                values[key] = self.number(key, value)
+            else:
+                raise self.mistake(f"unknown key {key!r}", f"the keys are {', '.join(Settings.__slots__)}")
+        values.setdefault("roots", tuple(self.place / root for root in Settings().roots))
+        return replace(Settings(), **values)
+
+    def run(self, name: str, raw: Any) -> RunEntry:
+        where = f'runs."{name}"'
+        entry = self.known(where, raw, ("command", "cwd", "environment"))
+        command = self.command(f"{where}.command", entry.get("command"))
+        environment = self.table(f"{where}.environment", entry.get("environment", {}))
+        if not all(isinstance(value, str) for value in environment.values()):
+            raise self.mistake(f"{where}.environment must hold texts", 'write, for example, { OMP_NUM_THREADS = "4" }')
+        cwd = self.place / Path(self.text(f"{where}.cwd", entry.get("cwd", "."))).expanduser()
+        return RunEntry(self.place / Path(name).expanduser(), command, cwd, environment)
+
+    def host(self, name: str, raw: Any) -> HostEntry:
+        where = f"hosts.{name}"
+        entry = self.known(where, raw, ("ssh", "directory", "command"))
+        destination = self.text(f"{where}.ssh", entry.get("ssh", name))
+        if not destination or destination.startswith("-"):
+            raise self.mistake(f"{where}.ssh must be a destination, not {destination!r}", "write user@host, or a name")
+        command = self.command(f"{where}.command", entry.get("command", ["solorun"]))
+        return HostEntry(name, destination, self.text(f"{where}.directory", entry.get("directory", "")), command)
+
+    def notification(self, raw: Any) -> NotifyEntry:
+        entry = self.known("notify", raw, ("on", *_WAYS))
+        on = frozenset(self.words("notify.on", entry.get("on", ["end", "crash", "hang"]), 'on = ["crash"]'))
+        if unknown := sorted(on - set(OCCASIONS)):
+            raise self.mistake(f"notify.on: unknown occasion {unknown[0]!r}", f"they are {', '.join(OCCASIONS)}")
+        if sum(way in entry for way in _WAYS) != 1:
+            raise self.mistake("notify needs one of command, webhook, apprise", "write one [[notify]] for each")
+        command = self.command("notify.command", entry["command"]) if "command" in entry else ()
+        webhook = self.text("notify.webhook", entry.get("webhook", ""))
+        if webhook and not webhook.startswith(("http://", "https://")):
+            raise self.mistake(f"notify.webhook must be an http or https URL, not {webhook!r}", "correct it")
+        return NotifyEntry(on, command, webhook, self.text("notify.apprise", entry.get("apprise", "")))
+
+    def command(self, key: str, value: Any) -> tuple[str, ...]:
+        words = shlex.split(value) if isinstance(value, str) else value
+        found = self.words(key, words, f'{key.rpartition(".")[2]} = ["python3", "train.py"]')
+        if not found:
+            raise self.mistake(f"{key} is empty", "name a program")
+        return found
+
+    def known(self, key: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+        entry = self.table(key, value)
+        if unknown := [name for name in entry if name not in names]:
+            raise self.mistake(f"unknown key {key}.{unknown[0]}", f"the keys are {', '.join(names)}")
+        return entry
+
+    def table(self, key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.mistake(f"{key} must be a table", f"write [{key}]")
+        return value
+
+    def list_of_tables(self, key: str, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.mistake(f"{key} must be a list of tables", f"write [[{key}]]")
+        return value
+
+    def words(self, key: str, value: Any, example: str) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            kind = "paths" if key == "roots" else "texts"
+            raise self.mistake(f"{key} must be a list of {kind}", f"write, for example, {example}")
+        return tuple(value)
+
+    def text(self, key: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self.mistake(f"{key} must be a text", "put it in quotes")
+        return value
+
+    def truth(self, key: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.mistake(f"{key} must be true or false", "correct that file")
+        return value
+
+    def number(self, key: str, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise self.mistake(f"{key} must be a number of 0 or more", "correct that file")
+        return float(value)
+
+    def mistake(self, what: str, next_step: str) -> BadUsage:
+        return BadUsage(f"{self.path}: {what}", next_step)
