@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from solorun import lock, process
+from solorun import lock, process, registry
 from solorun.errors import DirectoryProblem, directory_problem
 from solorun.keeper import Keeper
 from solorun.label import look, read_owner
@@ -23,6 +24,7 @@ from solorun.progress import read_progress
 from solorun.record import RunRecord, State, ended, journal, new_run_id, read_record, write_record
 from solorun.refusal import refusal
 from solorun.rundir import PRIVATE
+from solorun.settings import state_directory
 
 SURVIVORS_S = 2.0
 """How long a start waits for what is left of the run before it."""
@@ -100,6 +102,19 @@ class Claim:
         if self.lock.took_over is not None:
             self.event("taken over", proof=self.lock.took_over.proof)
         self.event("started", pid=owner.process.pid, user=owner.user, argv=list(owner.argv))
+        self._register(owner)
+
+    def _register(self, owner: Owner) -> None:
+        entry = registry.Entry(
+            self.run_id,
+            Path(self.lock.path),
+            owner.process.here.machine,
+            owner.process.here.host,
+            owner.user,
+            owner.since,
+            owner.process.pid,
+        )
+        registry.note(_state(), entry)
 
     def previous_run_id(self) -> str | None:
         """The run before this one: as the supervisor wrote it down for an adopted claim."""
@@ -284,6 +299,10 @@ def _sweep(directory: int) -> None:
         if name.startswith(PRIVATE) and name.endswith(".tmp"):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
+
+
+def _state() -> Path:
+    return state_directory(os.environ, sys.platform)
 
 
 def _cwd() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,19 +125,37 @@ def find_results_directories(root: Path) -> Iterator[RunDir]:
 
     Unreadable folders are passed over: a status must not fail because a neighbour's folder is private.
     """
-    stack = [(root, 0)]
+    for below in _walk(str(root)):
+        yield RunDir(root / below)
+
+
+def find_all(roots: Iterable[Path]) -> list[Path]:
+    """Every results directory at or below these roots, sorted; none twice, also not where a root is a link."""
+    found: dict[str, Path] = {}
+    for root in roots:
+        if str(root) in found:  # walked already, as a part of an earlier root
+            continue
+        real = os.path.realpath(root)
+        for below in _walk(str(root)):  # follows no links, so below the root its path is the real one
+            found.setdefault(os.path.join(real, below) if below else real, root / below)
+    return sorted(found.values())
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Paths of results directories, relative to the root; empty for the root itself."""
+    stack = [("", 0)]
     while stack:
-        path, depth = stack.pop()
+        below, depth = stack.pop()
         try:
-            with os.scandir(path) as listing:
+            with os.scandir(os.path.join(root, below)) as listing:
                 entries = list(listing)
         except OSError:
             continue
         if is_results_directory({entry.name for entry in entries}):
-            yield RunDir(path)
+            yield below
         if depth < _DEEPEST:
-            below = [e.name for e in entries if _may_enter(e)]
-            stack.extend((path / name, depth + 1) for name in sorted(below, reverse=True))
+            names = [e.name for e in entries if _may_enter(e)]
+            stack.extend((os.path.join(below, name), depth + 1) for name in sorted(names, reverse=True))
 
 
 def _may_enter(entry: os.DirEntry[str]) -> bool:

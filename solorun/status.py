@@ -23,7 +23,7 @@ from solorun.owner import (
 )
 from solorun.progress import read_progress
 from solorun.record import read_record
-from solorun.rundir import LOG, RunDir, find_results_directories
+from solorun.rundir import LOG, find_all
 from solorun.runstate import (
     NAMES,
     Elsewhere,
@@ -119,7 +119,8 @@ def _age(fd: int, now: float) -> float | None:
 
 def survey(roots: Iterable[Path], now: float, settings: Settings) -> list[tuple[Path, RunState, Evidence | None]]:
     """The state of every results directory at or below the roots, sorted by path; roots that cannot be read as well."""
-    places = {place.path for root in roots for place in (*find_results_directories(root), *_unreadable(root))}
+    named = list(roots)
+    places = {*find_all(named), *(root for root in named if _is_unreadable(root))}
     found: list[tuple[Path, RunState, Evidence | None]] = []
     alive = functools.cache(process.runs_alive)  # one look at the process table, at most, for all directories
     for path in sorted(places):
@@ -131,12 +132,12 @@ def survey(roots: Iterable[Path], now: float, settings: Settings) -> list[tuple[
     return found
 
 
-def _unreadable(root: Path) -> tuple[RunDir, ...]:
+def _is_unreadable(root: Path) -> bool:
     try:
         os.scandir(root).close()
     except OSError:
-        return (RunDir(root),)
-    return ()
+        return True
+    return False
 
 
 def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: float) -> dict[str, Any]:

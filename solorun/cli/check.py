@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from solorun.cli.places import current_settings, roots
+from solorun.cli.places import current_settings, note, roots
 from solorun.cli.render import next_steps, typed
 from solorun.preflight import Safe, check
-from solorun.rundir import find_results_directories
+from solorun.rundir import find_all
 from solorun.status import wall_clock
 
 
@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print one line per directory; 0 when all are safe, 4 otherwise."""
     settings = current_settings()
-    named = roots(arguments.directories, settings)
+    named = roots(arguments.directories, settings, tell=note)
     if not arguments.directories:
-        named = [place.path for root in named for place in find_results_directories(root)]
+        named = find_all(named)
     findings = check(named, wall_clock(), settings)
     safe = all(isinstance(finding, Safe) for finding in findings)
     if arguments.json:

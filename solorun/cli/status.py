@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from solorun.cli.places import current_settings, roots
+from solorun.cli.places import current_settings, note, roots
 from solorun.cli.render import runs_table
 from solorun.process import here
 from solorun.runstate import PROBLEMS
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Show every run; 0, or with --exit-code 4 when one needs attention."""
     settings = current_settings()
     now = wall_clock()
-    places = roots(arguments.places, settings)
+    places = roots(arguments.places, settings, tell=note)
     found = survey(places, now, settings)
     rows = [as_row(directory, state, evidence, now) for directory, state, evidence in found]
     if arguments.json:

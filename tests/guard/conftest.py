@@ -20,6 +20,14 @@ def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
     spawner.end()
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registry of its own for every test: `status` shows what was started, also by the test before."""
+    place = tmp_path_factory.mktemp("state") / "solorun"
+    monkeypatch.setenv("SOLORUN_STATE", str(place))
+    return place
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """An empty results directory."""
