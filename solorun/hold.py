@@ -34,7 +34,7 @@ from solorun.stopping import StopRequest
 LOCK_VARIABLE = "SOLORUN_LOCK_FD"
 """Under a supervisor: the number of the inherited descriptor that carries the lock."""
 
-SUPERVISOR_VARIABLE = "SOLORUN_SUPERVISOR"
+SUPERVISOR_VARIABLE = process.SUPERVISOR_VARIABLE
 """Under a supervisor: its PID and start token, so that the trainer can tell whether it still lives."""
 
 

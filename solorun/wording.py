@@ -26,3 +26,13 @@ def command_line(argv: tuple[str, ...]) -> str:
     """A command on one line, control characters shown, cut to what a terminal can take."""
     text = printable(shlex.join(argv))
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def size(count: int) -> str:
+    """A number of bytes as a person says it: 512 MiB, 1.5 GiB."""
+    amount, units = float(max(0, count)), ("B", "KiB", "MiB", "GiB", "TiB")
+    for unit in units:
+        if amount < 1024 or unit == units[-1]:
+            break
+        amount /= 1024
+    return f"{amount:.1f} {unit}" if amount < 10 and unit not in ("B", "KiB") else f"{amount:.0f} {unit}"

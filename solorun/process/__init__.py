@@ -13,6 +13,7 @@ import sys
 from types import ModuleType
 
 from solorun.owner import Alive, Here, ProcessId, Sighting
+from solorun.process.census import Seen, enrich
 
 if sys.platform == "darwin":
     from solorun.process import darwin as _system
@@ -21,6 +22,9 @@ else:
 
 RUN_ID_VARIABLE = "SOLORUN_RUN_ID"
 """Every process of a run carries the run's id in its environment, whatever it closes or forks."""
+
+SUPERVISOR_VARIABLE = "SOLORUN_SUPERVISOR"
+"""Under a supervisor: its PID and start token."""
 
 system: ModuleType = _system
 
@@ -112,11 +116,27 @@ def runs_alive() -> dict[str, list[ProcessId]]:
     return found
 
 
+def census() -> tuple[Seen, ...]:
+    """One look at the whole process table; the caller is in it."""
+
+    def variables(pid: int) -> tuple[str, str]:
+        run_id, supervisor = _system.environment_values(pid, (RUN_ID_VARIABLE, SUPERVISOR_VARIABLE))
+        return run_id, supervisor
+
+    return enrich(_system.table(), here(), user_of, _system.cwd, variables)
+
+
 def holders(device: int, inode: int) -> list[ProcessId]:
     """Live processes, other than the caller, that have this file or directory open, as far as may be seen."""
     own = os.getpid()
     found = (identify(pid) for pid in _system.pids() if pid != own and _system.has_open(pid, device, inode))
     return [process for process in found if process is not None]
+
+
+def open_directories(pid: int) -> list[str] | None:
+    """Directories that a PID has open; None where that may not be told."""
+    found: list[str] | None = _system.open_directories(pid)
+    return found
 
 
 def argv(pid: int) -> tuple[str, ...]:
@@ -140,6 +160,7 @@ def user_of(pid: int) -> str:
     return "" if number is None else user_name(number)
 
 
+@functools.cache
 def user_name(number: int) -> str:
     """The login name of a user id, or the number where it has none (as in containers)."""
     try:

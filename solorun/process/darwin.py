@@ -7,11 +7,14 @@ import fcntl
 import os
 import platform
 import struct
+import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from solorun.owner import Alive, Gone, Here, Sighting
+from solorun.process.census import Row
 
 _F_GETPATH = 50
 _CTL_KERN, _KERN_PROC, _KERN_PROC_PID = 1, 14, 1
@@ -133,14 +136,84 @@ def pids(psutil: Any = None) -> list[int]:
     return list((psutil or _psutil()).pids())
 
 
+_PS = ("ps", "-axww", "-o", "pid=,ppid=,tty=,time=,rss=,command=")
+"""`ps` sees every user's processes, which psutil without root does not; a command line comes as one text."""
+
+
+def _run_ps() -> str:
+    import subprocess
+
+    try:
+        return subprocess.run(_PS, capture_output=True, text=True, errors="replace", timeout=5, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def table(
+    psutil: Any = None,
+    raw_start: Callable[[int], int] = _raw_start,
+    run_ps: Callable[[], str] = _run_ps,
+    now: Callable[[], float] = time.time,
+) -> list[Row]:
+    """Every live process that can be seen: the users' own through psutil, others' through `ps`."""
+    ps = psutil or _psutil()
+    listed = {row.pid: row for line in run_ps().splitlines() if (row := parse_ps(line)) is not None}
+    rows = []
+    for pid in ps.pids():
+        try:
+            process = ps.Process(pid)
+            with process.oneshot():
+                if process.status() in (ps.STATUS_ZOMBIE, ps.STATUS_DEAD):
+                    continue
+                age_s, parent, words = now() - process.create_time(), process.ppid(), tuple(process.cmdline())
+                times, resident = process.cpu_times(), process.memory_info().rss
+                terminal = process.terminal() is not None
+        except (ps.NoSuchProcess, ps.ZombieProcess):
+            continue
+        except ps.Error:
+            if pid in listed:
+                rows.append(replace(listed[pid], started=raw_start(pid)))
+            continue
+        rows.append(Row(pid, parent, raw_start(pid), age_s, times.user + times.system, resident, terminal, words))
+    return rows
+
+
+def parse_ps(line: str) -> Row | None:
+    """One line of `ps`; None for one of another shape. The age stays 0: it is not asked for."""
+    words = line.split(None, 5)
+    if len(words) < 6 or not (words[0].isdigit() and words[1].isdigit() and words[4].isdigit()):
+        return None
+    minutes, _, seconds = words[3].replace(",", ".").rpartition(":")
+    try:
+        hours_and_minutes = [int(part) for part in minutes.replace("-", ":").split(":") if part]
+        cpu_s = float(seconds)
+    except ValueError:
+        return None
+    for unit, part in zip((60, 3600, 86_400), reversed(hours_and_minutes), strict=False):
+        cpu_s += unit * part
+    resident, argv = int(words[4]) * 1024, tuple(words[5].split())
+    return Row(int(words[0]), int(words[1]), 0, 0.0, cpu_s, resident, not words[2].startswith("?"), argv)
+
+
 def environment_value(pid: int, name: str, psutil: Any = None) -> str:
     """What a variable was when the process was started; empty where it had none or may not be read."""
-    return str(_ask(pid, "environ", {}, psutil).get(name, ""))
+    return environment_values(pid, (name,), psutil)[0]
+
+
+def environment_values(pid: int, names: tuple[str, ...], psutil: Any = None) -> tuple[str, ...]:
+    """The same for several variables, with one look."""
+    found = _ask(pid, "environ", {}, psutil)
+    return tuple(str(found.get(name, "")) for name in names)
 
 
 def has_open(pid: int, device: int, inode: int, psutil: Any = None) -> bool:  # noqa: ARG001 - one signature per platform
     """Whether the process has this file open. macOS does not list another process's directories: always False."""
     return False
+
+
+def open_directories(pid: int) -> list[str] | None:  # noqa: ARG001 - one signature per platform
+    """Directories that the process has open; None, because macOS does not list another process's directories."""
+    return None
 
 
 def send(pid: int, started: int, number: int, psutil: Any = None, raw_start: Callable[[int], int] = _raw_start) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from solorun.owner import Alive, Gone, Here, Sighting
+from solorun.process.census import Row
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _DEAD = frozenset("ZXx")
@@ -122,10 +123,32 @@ def pids() -> list[int]:
         return []
 
 
+def table() -> list[Row]:
+    """Every live process that can be seen."""
+    now, page = time.clock_gettime(time.CLOCK_BOOTTIME), os.sysconf("SC_PAGE_SIZE")
+    rows = []
+    for pid in pids():
+        fields = _stat(pid)
+        if fields is None or fields[0].decode() in _DEAD or not (words := argv(pid)):
+            continue
+        started = int(fields[19])
+        cpu_s = (int(fields[11]) + int(fields[12])) / _HZ
+        resident = int(fields[21]) * page
+        terminal = fields[4] != b"0"
+        rows.append(Row(pid, int(fields[1]), started, now - started / _HZ, cpu_s, resident, terminal, words))
+    return rows
+
+
 def environment_value(pid: int, name: str) -> str:
     """What a variable was when the process was started; empty where it had none or may not be read."""
-    _, found, rest = (b"\0" + _read_bytes(f"/proc/{pid}/environ")).partition(b"\0" + os.fsencode(name) + b"=")
-    return os.fsdecode(rest.partition(b"\0")[0]) if found else ""
+    return environment_values(pid, (name,))[0]
+
+
+def environment_values(pid: int, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same for several variables, with one look."""
+    block = b"\0" + _read_bytes(f"/proc/{pid}/environ")
+    parts = (block.partition(b"\0" + os.fsencode(name) + b"=") for name in names)
+    return tuple(os.fsdecode(rest.partition(b"\0")[0]) if found else "" for _, found, rest in parts)
 
 
 def has_open(pid: int, device: int, inode: int) -> bool:
@@ -142,6 +165,15 @@ def has_open(pid: int, device: int, inode: int) -> bool:
         if (seen.st_dev, seen.st_ino) == (device, inode):
             return True
     return False
+
+
+def open_directories(pid: int) -> list[str] | None:
+    """Directories that the process has open; None where it may not be told."""
+    try:
+        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return None
+    return sorted({link for link in links if os.path.isdir(link) and os.path.isabs(link)})
 
 
 def send(pid: int, started: int, number: int) -> bool:
