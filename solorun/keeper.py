@@ -55,7 +55,7 @@ class Keeper:
     def start(self) -> None:
         """Begin to look."""
         self._watch = watch(self._lock.fd)
-        self._thread = threading.Thread(target=self._run, name="solorun-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=process.KEEPER_THREAD, daemon=True)
         self._thread.start()
 
     def dismiss(self) -> None:
@@ -81,6 +81,7 @@ class Keeper:
 
     def _run(self) -> None:
         assert self._watch is not None  # noqa: S101 - tells the type checker what start() made sure of
+        process.name_this_thread(process.KEEPER_THREAD)  # else its waking would make a hung trainer look busy
         while not self._over:
             try:
                 self.look()

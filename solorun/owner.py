@@ -103,6 +103,21 @@ Sighting = Gone | Alive
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """What a process has done so far; two of them, some time apart, tell whether it does anything.
+
+    Args:
+        state: the kernel's letter of its first thread (R, S, D, T ...).
+        cpu_s: seconds of CPU time, all threads together.
+        switches: context switches, voluntary or not, all threads together.
+    """
+
+    state: str
+    cpu_s: float
+    switches: int
+
+
+@dataclass(frozen=True, slots=True)
 class Label:
     """What stands at `training.lock`.
 

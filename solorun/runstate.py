@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from solorun.hang import Busy, Certain, HangVerdict, Looks, Strong, is_still, judge_hang, suspended
 from solorun.owner import Alive, Foreign, Held, Label, Owner, ProcessId, Sighting, Stale, Unknown, Verdict
 from solorun.progress import Progress
 from solorun.record import RunRecord
 from solorun.settings import Settings
+from solorun.wording import ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """A run is alive but has said nothing for longer than is usual for it."""
+    """A run is alive but has made no progress for longer than is usual for it; it may be in a long step."""
 
     owner: Owner
     progress: Progress | None
@@ -107,6 +109,7 @@ class Evidence:
         progress: the heartbeat, whoever wrote it.
         record: the last run.
         log_age_s: seconds since the log was last written; None without a log.
+        looks: two looks at the processes of a run that seems not to move; None while nobody took them.
     """
 
     directory: str
@@ -119,6 +122,7 @@ class Evidence:
     progress: Progress | None
     record: RunRecord | None
     log_age_s: float | None
+    looks: Looks | None = None
 
 
 def classify(evidence: Evidence, now: float, settings: Settings) -> RunState:
@@ -148,15 +152,47 @@ def _classify_live(evidence: Evidence, now: float, settings: Settings) -> RunSta
         return Unreadable(evidence.directory, "its owner vanished while it was looked at")
     if label is not None and label.pid not in (None, owner.process.pid) and evidence.label_alive:
         return Contested((owner.process.pid, label.pid or 0))
-    progress = evidence.progress if evidence.progress and evidence.progress.run_id == owner.run_id else None
+    progress = _own_progress(evidence, owner)
+    match _hang_verdict(evidence, owner, now, settings):
+        case Certain(proof) | Strong(proof):
+            return Hung(owner, progress, proof)
+        case Busy(text):
+            return Silent(owner, progress, quiet_for(progress, evidence.log_age_s, owner.since, now), text)
+        case _:
+            return Running(owner, progress)
+
+
+def _own_progress(evidence: Evidence, owner: Owner) -> Progress | None:
+    return evidence.progress if evidence.progress and evidence.progress.run_id == owner.run_id else None
+
+
+def _hang_verdict(evidence: Evidence, owner: Owner, now: float, settings: Settings) -> HangVerdict | None:
+    progress = _own_progress(evidence, owner)
+    quiet, limit = quiet_for(progress, evidence.log_age_s, owner.since, now), silence_limit(progress, settings)
+    what = f"no progress in phase {progress.phase}" if progress else "the log has not grown"
+    silence = f"{what} for {ago(quiet)} (usual: under {ago(limit)})"
+    if evidence.looks is not None:
+        return judge_hang(evidence.looks, quiet, limit, silence)
     if isinstance(evidence.sighting, Alive) and evidence.sighting.state in ("T", "t"):
-        return Hung(owner, progress, f"PID {owner.process.pid} is suspended (state T); SIGCONT lets it go on")
-    quiet = quiet_for(progress, evidence.log_age_s, owner.since, now)
-    limit = silence_limit(progress, settings)
-    if quiet > limit:
-        source = f"no progress in phase {progress.phase}" if progress else "the log has not grown"
-        return Silent(owner, progress, quiet, f"{source} for {quiet:.0f} s; usual here is under {limit:.0f} s")
-    return Running(owner, progress)
+        return Certain(suspended(owner.process.pid, evidence.sighting.state))
+    return Busy(silence) if quiet > limit else None
+
+
+def needs_second_look(evidence: Evidence, now: float, settings: Settings) -> bool:
+    """Whether only a second look at its processes can tell a run that hangs from one that works.
+
+    Args:
+        evidence: of one directory.
+        now: seconds since the epoch.
+        settings: thresholds.
+    """
+    owner = evidence.owner
+    if owner is None or not isinstance(evidence.verdict, Held):
+        return False
+    if isinstance(evidence.sighting, Alive) and is_still(evidence.sighting.state):
+        return True
+    progress = _own_progress(evidence, owner)
+    return quiet_for(progress, evidence.log_age_s, owner.since, now) > silence_limit(progress, settings)
 
 
 def quiet_for(progress: Progress | None, log_age_s: float | None, since: float, now: float) -> float:

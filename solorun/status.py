@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from solorun import process
+from solorun.hang import WINDOW_S, Looks
 from solorun.label import is_copy, look_at, read_label, read_owner
+from solorun.members import members
 from solorun.owner import (
+    Activity,
     Free,
     Gone,
     Held,
@@ -36,6 +40,7 @@ from solorun.runstate import (
     classify,
     detail,
     how_ended,
+    needs_second_look,
 )
 from solorun.settings import Settings
 
@@ -117,19 +122,96 @@ def _age(fd: int, now: float) -> float | None:
         return None
 
 
-def survey(roots: Iterable[Path], now: float, settings: Settings) -> list[tuple[Path, RunState, Evidence | None]]:
-    """The state of every results directory at or below the roots, sorted by path; roots that cannot be read as well."""
+def survey(
+    roots: Iterable[Path],
+    now: float,
+    settings: Settings,
+    *,
+    window_s: float = WINDOW_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[tuple[Path, RunState, Evidence | None]]:
+    """The state of every results directory at or below the roots, sorted by path; roots that cannot be read as well.
+
+    Args:
+        roots: where to look.
+        now: seconds since the epoch.
+        settings: thresholds.
+        window_s: seconds between two looks at runs that seem not to move, one window for all of them.
+        sleep: waits for the window.
+    """
     named = list(roots)
     places = {*find_all(named), *(root for root in named if _is_unreadable(root))}
-    found: list[tuple[Path, RunState, Evidence | None]] = []
     alive = functools.cache(process.runs_alive)  # one look at the process table, at most, for all directories
-    for path in sorted(places):
-        evidence = gather(path, now, carriers=lambda run_id: alive().get(run_id, ()))
+    found = {path: gather(path, now, carriers=lambda run_id: alive().get(run_id, ())) for path in sorted(places)}
+    seen = _look_twice(found, now, settings, window_s, sleep)
+    told: list[tuple[Path, RunState, Evidence | None]] = []
+    for path, evidence in seen.items():
         if isinstance(evidence, Unreadable):
-            found.append((path, evidence, None))
+            told.append((path, evidence, None))
         else:
-            found.append((path, classify(evidence, now, settings), evidence))
-    return found
+            later = now + window_s if evidence.looks else now
+            told.append((path, classify(evidence, later, settings), evidence))
+    return told
+
+
+def examine(
+    directory: Path,
+    now: float,
+    settings: Settings,
+    *,
+    window_s: float = WINDOW_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[RunState, Evidence | None]:
+    """The state of one directory, with a second look where it takes one; a quick answer for a run that moves."""
+    found = _look_twice({directory: gather(directory, now)}, now, settings, window_s, sleep)[directory]
+    if isinstance(found, Unreadable):
+        return found, None
+    return classify(found, now + window_s if found.looks else now, settings), found
+
+
+_Found = dict[Path, Evidence | Unreadable]
+
+
+def _look_twice(
+    found: _Found, now: float, settings: Settings, window_s: float, sleep: Callable[[float], None]
+) -> _Found:
+    """The evidence with a second look at every run that seems not to move; the others cost nothing."""
+    suspects = [
+        path for path, seen in found.items() if isinstance(seen, Evidence) and needs_second_look(seen, now, settings)
+    ]
+    if not suspects:
+        return found
+    first = _activities(found, suspects)
+    sleep(window_s)
+    # What the run itself wrote is read again too: it may have gone on within the window.
+    again: _Found = {path: gather(path, now + window_s) for path in suspects}
+    second = _activities(again, suspects)
+    for path in suspects:
+        before, after = found[path], again[path]
+        if _is_same_owner(before, after) and isinstance(after, Evidence) and after.owner is not None:
+            looks = Looks(after.owner.process.pid, first[path], second[path], window_s, process.background(window_s))
+            again[path] = replace(after, looks=looks)
+    return {**found, **again}
+
+
+def _is_same_owner(before: Evidence | Unreadable, after: Evidence | Unreadable) -> bool:
+    if isinstance(before, Unreadable) or isinstance(after, Unreadable) or not before.owner or not after.owner:
+        return False
+    return before.owner.process == after.owner.process
+
+
+def _activities(found: _Found, suspects: Iterable[Path]) -> dict[Path, Mapping[int, Activity | None]]:
+    """What every process of these runs has done so far: one look at the process table for all of them."""
+    parents = process.parents()
+    alive = process.runs_alive()
+    seen: dict[Path, Mapping[int, Activity | None]] = {}
+    for path in suspects:
+        evidence = found[path]
+        owner = evidence.owner if isinstance(evidence, Evidence) else None
+        run_id = owner.run_id if owner else ""
+        whole = members(owner, run_id, lambda one: alive.get(one, ()), parents)
+        seen[path] = {member.pid: process.activity(member.pid) for member in whole}
+    return seen
 
 
 def _is_unreadable(root: Path) -> bool:

@@ -10,9 +10,10 @@ import os
 import pwd
 import signal
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 
-from solorun.owner import Alive, Here, ProcessId, Sighting
+from solorun.owner import Activity, Alive, Here, ProcessId, Sighting
 from solorun.process.census import Seen, enrich
 
 if sys.platform == "darwin":
@@ -25,6 +26,9 @@ RUN_ID_VARIABLE = "SOLORUN_RUN_ID"
 
 SUPERVISOR_VARIABLE = "SOLORUN_SUPERVISOR"
 """Under a supervisor: its PID and start token."""
+
+KEEPER_THREAD = "solorun-keeper"
+"""The guard's own thread in a trainer. It wakes every second, which says nothing about the trainer."""
 
 system: ModuleType = _system
 
@@ -103,6 +107,49 @@ def carriers(run_id: str) -> list[ProcessId]:
     own = os.getpid()
     found = (identify(pid) for pid in _system.pids() if pid != own and carries(pid, run_id))
     return [process for process in found if process is not None]
+
+
+def parents() -> dict[int, int]:
+    """The parent's PID of every process: one look at the process table."""
+    found: dict[int, int] = _system.parents()
+    return found
+
+
+def descendants(process: ProcessId, table: Mapping[int, int] | None = None) -> list[ProcessId]:
+    """Live processes, other than the caller, that this process or its children started, as far as they still descend.
+
+    Args:
+        process: whose; one that is gone has none, since its children belong to another parent by then.
+        table: what `parents` told a moment ago; None to look now.
+    """
+    if not is_alive(process):
+        return []
+    children: dict[int, list[int]] = {}
+    for pid, parent in (parents() if table is None else table).items():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    front = [process.pid]
+    while front:
+        below = children.pop(front.pop(), [])
+        found += below
+        front += below
+    named = (identify(pid) for pid in found if pid != os.getpid())
+    return [one for one in named if one is not None]
+
+
+def activity(pid: int) -> Activity | None:
+    """What a process has done so far, the guard's own thread left out; None when it is gone or hides it."""
+    return _system.activity(pid, KEEPER_THREAD)
+
+
+def background(window_s: float) -> Activity:
+    """The most that `activity` shows of an idle trainer of ours within a window: its keeper, where that shows."""
+    return _system.background(window_s)
+
+
+def name_this_thread(name: str) -> None:
+    """Give the calling thread a name that the process table shows, at most 15 characters."""
+    _system.name_thread(name)
 
 
 def runs_alive() -> dict[str, list[ProcessId]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
+import math
 import os
 import platform
 import struct
@@ -13,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from solorun.owner import Alive, Gone, Here, Sighting
+from solorun.owner import Activity, Alive, Gone, Here, Sighting
 from solorun.process.census import Row
 
 _F_GETPATH = 50
@@ -84,8 +86,12 @@ def probe(pid: int, psutil: Any = None, raw_start: Callable[[int], int] = _raw_s
         return Alive(None, None, "?")
     if status in (ps.STATUS_ZOMBIE, ps.STATUS_DEAD):
         return Gone()
-    letter = {ps.STATUS_RUNNING: "R", ps.STATUS_STOPPED: "T", ps.STATUS_DISK_SLEEP: "D"}.get(status, "S")
-    return Alive(raw_start(pid) or None, born, letter)
+    return Alive(raw_start(pid) or None, born, _letter(status, ps))
+
+
+def _letter(status: str, ps: Any) -> str:
+    known = {ps.STATUS_RUNNING: "R", ps.STATUS_STOPPED: "T", ps.STATUS_DISK_SLEEP: "D", ps.STATUS_ZOMBIE: "Z"}
+    return known.get(status, "S")
 
 
 def _ask(pid: int, question: str, otherwise: Any, psutil: Any = None) -> Any:
@@ -107,6 +113,40 @@ def group(pid: int) -> int:
         return os.getpgid(pid)
     except OSError:
         return 0
+
+
+def parents(psutil: Any = None) -> dict[int, int]:
+    """The parent's PID of every process that can be seen."""
+    return {pid: parent(pid, psutil) for pid in pids(psutil)}
+
+
+def activity(pid: int, unseen: str, psutil: Any = None) -> Activity | None:  # noqa: ARG001 - one signature per platform
+    """What a process has done so far; None when it is gone or hides it. No thread can be told apart here."""
+    ps = psutil or _psutil()
+    try:
+        process = ps.Process(pid)
+        with process.oneshot():
+            status, times, switches = process.status(), process.cpu_times(), process.num_ctx_switches()
+    except ps.ZombieProcess:
+        return Activity("Z", 0.0, 0)
+    except ps.Error:
+        return None
+    return Activity(_letter(status, ps), times.user + times.system, switches.voluntary + switches.involuntary)
+
+
+def background(window_s: float) -> Activity:
+    """What `activity` shows of an idle trainer of ours within a window: its keeper, which wakes every second.
+
+    Four context switches and two milliseconds of CPU time for each time it may wake are more than it needs.
+    """
+    wakes = math.ceil(window_s) + 1
+    return Activity("S", 0.002 * wakes, 4 * wakes)
+
+
+def name_thread(name: str) -> None:
+    """Give the calling thread a name that debuggers show."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).pthread_setname_np(name.encode())
 
 
 def argv(pid: int, psutil: Any = None) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 import signal
@@ -9,11 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from solorun.owner import Alive, Gone, Here, Sighting
+from solorun.owner import Activity, Alive, Gone, Here, Sighting
 from solorun.process.census import Row
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _DEAD = frozenset("ZXx")
+_PR_SET_NAME = 15
 
 
 def here() -> Here:
@@ -85,6 +88,54 @@ def _stat(pid: int) -> list[bytes] | None:
         os.close(fd)
     # The program's name may contain spaces and parentheses; the last parenthesis ends it.
     return data[data.rfind(b")") + 2 :].split() or None
+
+
+def parents() -> dict[int, int]:
+    """The parent's PID of every process that can be seen."""
+    return {pid: parent(pid) for pid in pids()}
+
+
+def activity(pid: int, unseen: str) -> Activity | None:
+    """What a process has done so far; None when it is gone or hides it.
+
+    Args:
+        pid: which process.
+        unseen: name of a thread that does not count.
+    """
+    fields = _stat(pid)
+    if fields is None:
+        return None
+    cpu_s, switches = 0.0, 0
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return None
+    for thread in threads:
+        place = f"/proc/{pid}/task/{thread}"
+        times = _read_bytes(f"{place}/stat")
+        name, _, rest = times[times.find(b"(") + 1 :].rpartition(b")")
+        words = rest.split()
+        if not words or (name == unseen.encode() and thread != str(pid)):  # ended meanwhile, or the guard's own
+            continue
+        cpu_s += (int(words[11]) + int(words[12])) / _HZ
+        switches += _switches(_read_bytes(f"{place}/status"))
+    return Activity(fields[0].decode(), cpu_s, switches)
+
+
+def _switches(status: bytes) -> int:
+    counted = (b"voluntary_ctxt_switches:", b"nonvoluntary_ctxt_switches:")
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(counted))
+
+
+def background(window_s: float) -> Activity:  # noqa: ARG001 - one signature per platform
+    """What `activity` shows of an idle trainer of ours within a window: nothing, its keeper is told apart."""
+    return Activity("S", 0.0, 0)
+
+
+def name_thread(name: str) -> None:
+    """Give the calling thread a name that the process table shows."""
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it: the thread stays nameless
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def argv(pid: int) -> tuple[str, ...]:

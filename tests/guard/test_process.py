@@ -10,16 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from solorun import process
-from solorun.owner import Alive, Gone, Here, ProcessId
+from solorun.owner import Activity, Alive, Gone, Here, ProcessId
 from solorun.process import darwin, linux
 
-from .stage import Spawner, a_dead_pid, as_nobody, wait_until
+from .stage import PYTHON, Spawner, a_dead_pid, as_nobody, wait_until
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 
@@ -212,6 +213,80 @@ def test_carriers_takes_no_id_for_another_that_begins_with_it(spawn: Spawner) ->
     assert [one.pid for one in process.carriers(run_id + "0")] == [child.pid]
 
 
+def test_descendants_are_the_live_tree_below_a_process(spawn: Spawner) -> None:
+    inner = f"{PYTHON} -c 'import time; print(1, flush=True); time.sleep(600)'"
+    child = spawn("sh", "-c", f'{inner} & sh -c "{inner}; :" & wait')
+    wait_until(lambda: child.text().count("1") == 2)
+    found = process.descendants(identity(child.pid))
+    assert len(found) == 3
+    assert {one.pid for one in spawn.descendants()} == {child.pid, *(one.pid for one in found)}
+    assert [one for one in process.descendants(process.identify_self()) if one.pid == child.pid]
+    child.signal(signal.SIGKILL)
+    child.wait()
+    dead = replace(process.identify_self(), pid=child.pid)
+    assert process.descendants(dead) == []
+
+
+def test_descendants_go_by_the_table_that_was_read_and_a_ring_in_it_is_no_trap() -> None:
+    me = process.identify_self()
+    assert process.descendants(me, {os.getppid(): me.pid, me.pid: os.getppid()}) == [identity(os.getppid())]
+
+
+def test_a_process_that_waits_does_nothing_and_one_that_computes_or_wakes_does(spawn: Spawner) -> None:
+    code = """
+        import sys, threading, time
+        lock = threading.Lock()
+        lock.acquire()
+        print("up", flush=True)
+        {"wait": lock.acquire, "compute": lambda: [0 for _ in iter(int, 1)], "wake": lambda: [
+            time.sleep(0.02) for _ in iter(int, 1)]}[sys.argv[1]]()
+    """
+    doing = {how: spawn.python(code, how) for how in ("wait", "compute", "wake")}
+    for child in doing.values():
+        child.wait_for("up")
+
+    def seen(how: str) -> Activity:
+        found = process.activity(doing[how].pid)
+        assert found is not None
+        return found
+
+    wait_until(lambda: seen("wait").state == "S")
+    before = {how: seen(how) for how in doing}
+    wait_until(lambda: seen("compute").cpu_s > before["compute"].cpu_s + 0.1)
+    wait_until(lambda: seen("wake").switches > before["wake"].switches + 3)
+    assert seen("wait") == before["wait"]
+
+
+def test_the_guards_own_thread_does_not_count_as_activity(spawn: Spawner, tmp_path: Path) -> None:
+    code = """
+        import sys, threading, solorun
+        with solorun.hold(sys.argv[1]):
+            lock = threading.Lock()
+            lock.acquire()
+            print("up", flush=True)
+            lock.acquire()
+    """
+    child = spawn.python(code, tmp_path)
+    child.wait_for("up")
+
+    def keeper() -> int:
+        """Times that the keeper was woken."""
+        threads = [Path(f"/proc/{child.pid}/task/{one}") for one in os.listdir(f"/proc/{child.pid}/task")]
+        (own,) = [one for one in threads if (one / "comm").read_text().strip() == process.KEEPER_THREAD]
+        return linux._switches((own / "status").read_bytes())
+
+    wait_until(lambda: child.state() == "S")
+    before, woken = process.activity(child.pid), keeper()
+    wait_until(lambda: keeper() > woken)
+    assert process.activity(child.pid) == before
+    assert process.background(0.5) == Activity("S", 0.0, 0)
+
+
+def test_the_activity_of_the_dead_cannot_be_told_and_that_of_another_user_can() -> None:
+    assert process.activity(a_dead_pid()) is None
+    assert as_nobody(lambda: process.activity(1) is not None)
+
+
 def test_a_group_is_signalled_with_all_its_members(spawn: Spawner) -> None:
     leader = spawn("sh", "-c", "sleep 600 & sleep 600 & echo up; wait", start_new_session=True)
     leader.wait_for("up")
@@ -378,6 +453,25 @@ def test_darwin_says_nothing_of_a_process_that_may_not_be_looked_at() -> None:
     assert (darwin.argv(7, ps), darwin.cwd(7, ps), darwin.parent(7, ps)) == ((), "", 0)
     assert (darwin.uid(7, ps), darwin.resident_bytes(7, ps)) == (None, 0)
     assert not darwin.has_open(7, 1, 2, ps)
+
+
+def test_darwin_tells_activity_and_the_tree() -> None:
+    ps = psutil_that_says(
+        "stopped", cpu_times=SimpleNamespace(user=1.5, system=0.5),
+        num_ctx_switches=SimpleNamespace(voluntary=7, involuntary=2), ppid=3,
+    )  # fmt: skip
+    assert darwin.activity(7, "keeper", ps) == Activity("T", 2.0, 9)
+    assert darwin.parents(ps) == {1: 3, 2: 3}
+    for error, told in ((AccessDenied, None), (NoSuchProcess, None), (ZombieProcess, Activity("Z", 0.0, 0))):
+        ps = psutil_that_says(error=error, cpu_times=None, num_ctx_switches=None)
+        assert darwin.activity(7, "keeper", ps) == told
+
+
+def test_darwin_allows_for_the_keepers_waking() -> None:
+    assert darwin.background(0.5).switches >= 4
+    assert darwin.background(10).cpu_s > darwin.background(1).cpu_s
+    assert darwin.background(0.5).cpu_s < 0.01  # a loop that computes still shows
+    darwin.name_thread("x")  # where the C library has no such call, nothing happens
 
 
 def test_darwin_signals_only_the_identity_that_was_meant(spawn: Spawner) -> None:

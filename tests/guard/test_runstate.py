@@ -57,7 +57,7 @@ TABLE: list[tuple[str, Evidence, type[RunState], str]] = [
     ("alive, reports no steps, its log is fresh", replace(RUNNING, progress=None), Running, "reports no steps"),
     ("alive, with an old heartbeat", replace(RUNNING, progress=replace(LATE, run_id="old")), Running, "no steps"),
     ("sleeping on a device", replace(RUNNING, sighting=Alive(7, 0.0, "S")), Running, "training"),
-    ("no step for long", replace(RUNNING, progress=LATE), Silent, "no progress in phase training for 400 s"),
+    ("no step for long", replace(RUNNING, progress=LATE), Silent, "training for 6 min (usual: under 90 s)"),
     ("no step and no log for long", replace(RUNNING, progress=None, log_age_s=301), Silent, "the log has not grown"),
     ("suspended", replace(RUNNING, sighting=Alive(7, 0.0, "T")), Hung, "suspended"),
     ("traced", replace(RUNNING, sighting=Alive(7, 0.0, "t")), Hung, "suspended"),
