@@ -6,10 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.processes.conftest import ROOT
 
 
-def test_the_guard_installs_alone_in_a_clean_environment_and_runs_status(tmp_path: Path) -> None:
+def test_the_guard_installs_alone_in_a_clean_environment_and_runs_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOLORUN_STATE", str(tmp_path / "state"))  # other tests have started runs in theirs
     python = tmp_path / "venv" / "bin" / "python3"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     constraints = str(ROOT / "constraints.txt")
