@@ -32,6 +32,15 @@ class LogFile:
         except OSError:
             return
 
+    def remark(self, text: str) -> None:
+        """Append a line about the run and leave the log's age as it is: a warning must not make a run look alive."""
+        try:
+            before = os.fstat(self.fd)
+            self.write(text)
+            os.utime(self.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        except OSError:  # somebody else's file: its age may only be set to now
+            return
+
     def close(self) -> None:
         """Close the file."""
         os.close(self.fd)

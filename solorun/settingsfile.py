@@ -100,6 +100,8 @@ class _Reader:
         if sum(way in entry for way in _WAYS) != 1:
             raise self.mistake("notify needs one of command, webhook, apprise", "write one [[notify]] for each")
         command = self.command("notify.command", entry["command"]) if "command" in entry else ()
+        if command and "/" in command[0]:  # a script beside the file is found wherever a run is started
+            command = (str(self.place / Path(command[0]).expanduser()), *command[1:])
         webhook = self.text("notify.webhook", entry.get("webhook", ""))
         if webhook and not webhook.startswith(("http://", "https://")):
             raise self.mistake(f"notify.webhook must be an http or https URL, not {webhook!r}", "correct it")

@@ -27,7 +27,9 @@ from solorun.launch import LaunchPlan
 from solorun.owner import ProcessId
 from solorun.process import RUN_ID_VARIABLE
 from solorun.record import State
+from solorun.settings import Settings
 from solorun.stopping import SAME_REQUEST_S
+from solorun.watchdog import Watchdog
 
 _POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (*_POLITE, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -53,7 +55,12 @@ class Ended:
 
 
 def supervise(
-    plan: LaunchPlan, directory: Path, *, clock: Callable[[], float] = time.time, settle_s: float = 0.1
+    plan: LaunchPlan,
+    directory: Path,
+    *,
+    clock: Callable[[], float] = time.time,
+    settle_s: float = 0.1,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
 ) -> Ended:
     """Run a command as the only one in a results directory, to its end.
 
@@ -63,7 +70,7 @@ def supervise(
     """
     made = claim(directory, clock, settle_s)
     try:
-        return _Supervisor(plan, made).run()
+        return _Supervisor(plan, made, settings).run()
     except BaseException:
         if not process.carriers(made.run_id):  # else the label must go on telling that somebody writes here
             made.lock.withdraw()
@@ -72,8 +79,9 @@ def supervise(
 
 
 class _Supervisor:
-    def __init__(self, plan: LaunchPlan, made: Claim) -> None:
+    def __init__(self, plan: LaunchPlan, made: Claim, settings: Settings) -> None:
         self.plan = plan
+        self.watchdog = Watchdog(made, settings, plan.env)
         self.claim = made
         self.me = process.identify_self()  # asked before the fork: in the child it would be the child
         self.child: ProcessId | None = None
@@ -148,6 +156,7 @@ class _Supervisor:
         self.before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
     def _restore(self) -> None:
+        self.watchdog.close()
         # While SIGTTOU is still ignored: it would suspend us here, at the very end.
         if self.child is not None:
             self._hand_terminal(self.child.pid, os.getpgrp())
@@ -203,6 +212,7 @@ class _Supervisor:
                 told = True
             else:
                 self._relabel_if_dead()
+                self.watchdog.look()
             select.select([self.wake_read], [], [], _TICK_S)
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake_read, 4096)
@@ -269,6 +279,7 @@ class _Supervisor:
         self.claim.end(
             outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why, announce=self._announce
         )
+        self.watchdog.ended(outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why, seconds=seconds)
         self._restore()
         if failure:
             raise BadUsage(f"cannot execute {self.plan.argv[0]!r}: {failure}", "check the command after `--`")

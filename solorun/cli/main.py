@@ -17,6 +17,7 @@ _VERBS = {
     "status": "every run: state, step, rate, time left",
     "logs": "the log of a run; -f follows it",
     "stop": "end a run gracefully, and prove that it ended",
+    "notify": "send a test notice to everybody that solorun.toml names",
 }
 
 

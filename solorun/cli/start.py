@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Guard the command to its end; its exit status, or 128 + the signal that ended it."""
     settings = current_settings()
     plan = plan_command(tuple(arguments.command), Path.cwd(), os.environ, sys.stdout.fileno())
-    ended = supervise(plan, Path(arguments.directory), settle_s=settings.settle_s)
+    ended = supervise(plan, Path(arguments.directory), settle_s=settings.settle_s, settings=settings)
     with contextlib.suppress(OSError):  # a terminal that is gone must not cost the command's status
         print(f"solorun: {ended.state} after {ago(ended.seconds)}, exit status {ended.exit_code}", file=sys.stderr)
     return ended.exit_code

@@ -42,6 +42,7 @@ FLAGS = {
     "status": {"places", "-h", "--help", "--json", "--exit-code"},
     "logs": {"directory", "-h", "--help", "-f", "--follow", "-n", "--lines"},
     "stop": {"directory", "-h", "--help", "--grace", "--kill"},
+    "notify": {"-h", "--help"},
 }
 
 
