@@ -204,7 +204,8 @@ class _Supervisor:
                 elif self.child is not None and pid == self.child.pid:
                     result = status
             if result is not None:
-                survivors = process.carriers(self.claim.run_id)
+                # One look can miss a daemon that is forked while it lasts by a parent that ends before it is seen.
+                survivors = process.carriers(self.claim.run_id) or process.carriers(self.claim.run_id)
                 if not survivors:
                     self._copy_log()
                     return result
