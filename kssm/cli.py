@@ -95,6 +95,7 @@ def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
     _add_text(parser)
     parser.add_argument("--output-dir", type=Path, help=f"results directory (default results/kssm_{model})")
     _add_device(parser)
+    parser.add_argument("--share-accelerator", action="store_true", help="train although another run uses the device")
     parser.add_argument("--published", action="store_true", default=None, help="published initial values and noise")
     if model == "v3":
         parser.add_argument("--monostable", action="store_true", help="the published ablation: no clamp on u")
@@ -171,11 +172,12 @@ def _train(arguments: argparse.Namespace) -> int:
     directory = arguments.output_dir or _default_results(arguments.model)
     with solorun.hold(directory, announce=_announce) as run:
         try:
-            _train_held(wishes, run)
-        except KssmError as error:
-            run.log(f"ERROR: {_explain(error)}")
+            _train_held(wishes, run, share=arguments.share_accelerator)
+        except (KssmError, solorun.NotSafe) as error:
+            text = _explain(error) if isinstance(error, KssmError) else solorun.explain(error)
+            run.log(f"ERROR: {text}")
             run.event("failed", what=error.what)
-            raise SystemExit(_fail(_explain(error), error.exit_code)) from None
+            raise SystemExit(_fail(text, error.exit_code)) from None
         if not run.should_stop:
             _say_what_next(directory)
     return 0
@@ -188,14 +190,20 @@ def _announce(line: str) -> None:
         return
 
 
-def _train_held(wishes: Wishes, run: solorun.Run) -> None:
+def _train_held(wishes: Wishes, run: solorun.Run, *, share: bool) -> None:
     _announce(f"run {run.run_id} in {run.directory}, PID {os.getpid()}")
     run.log(f"run {run.run_id} in {run.directory}, PID {os.getpid()}")
     # Waiting threads that spin make two threads slower than one on a machine that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from kssm.device import available
     from kssm.report import Report
     from kssm.train import train
 
+    def warn(line: str) -> None:
+        _announce(f"warning: {line}")
+        run.log(f"warning: {line}")
+
+    solorun.require_accelerator(available()[0] if wishes.device == "auto" else wishes.device, share=share, tell=warn)
     train(wishes, cache_directory(), run, Report(run.log))
 
 

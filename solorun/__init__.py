@@ -12,9 +12,10 @@ A trainer holds its directory, or is refused with the reason:
             save()
 """
 
-from solorun.errors import Held, Refused, SolorunError, explain
+from solorun.errors import Held, NotSafe, Refused, SolorunError, explain
 from solorun.hold import Run, hold
+from solorun.sharing import require_accelerator
 
-__all__ = ["Held", "Refused", "Run", "SolorunError", "__version__", "explain", "hold"]
+__all__ = ["Held", "NotSafe", "Refused", "Run", "SolorunError", "__version__", "explain", "hold", "require_accelerator"]
 
 __version__ = "0.1.0"

@@ -10,9 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-SHARE_VARIABLE = "SOLORUN_SHARE_ACCELERATOR"
-"""1 in the environment of a run whose person allowed it to share."""
-
 _ASK_S = 2.0
 _DEVICES = ("index", "uuid", "name", "memory.total", "memory.used")
 _USERS = ("gpu_uuid", "pid", "used_memory")

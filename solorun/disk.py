@@ -25,12 +25,14 @@ class Room:
         free: bytes that this user may still write.
         inodes: files that this user may still make; None where the file system does not count them.
         checkpoint: bytes of the newest checkpoint; 0 when there is none.
+        device: number of the file system.
     """
 
     directory: Path
     free: int
     inodes: int | None
     checkpoint: int
+    device: int = 0
 
     @property
     def checkpoints(self) -> float:
@@ -48,14 +50,14 @@ def read(directory: Path) -> Room | None:
     except OSError:
         return None
     try:
-        facts = os.fstatvfs(fd)
+        facts, device = os.fstatvfs(fd), os.fstat(fd).st_dev
         newest = next(iter(checkpoint_files(fd)), None) if place == directory.absolute() else None
     except OSError:
         return None
     finally:
         os.close(fd)
     inodes = facts.f_favail if facts.f_files else None
-    return Room(directory, facts.f_bavail * facts.f_frsize, inodes, newest.size if newest else 0)
+    return Room(directory, facts.f_bavail * facts.f_frsize, inodes, newest.size if newest else 0, device)
 
 
 def is_low(room: Room, settings: Settings) -> bool:

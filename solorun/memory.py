@@ -6,7 +6,6 @@ Everything that differs between systems is in `read`; the rest is pure.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -253,6 +252,8 @@ def _read_text(path: str) -> str:
 
 
 def _ask(command: tuple[str, ...]) -> str:
+    import subprocess
+
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_ASK_S, check=False)
     except (OSError, subprocess.SubprocessError):

@@ -16,7 +16,7 @@ from tests.processes.conftest import QUICK, ROOT
 FLAGS = {
     "--max-steps", "--resume", "--lambda-reg", "--batch-size", "--lr", "--data-dir", "--output-dir", "--size",
     "--gradient-accumulation", "--seq-length", "--seed", "--device", "--save-interval", "--eval-interval",
-    "--log-interval", "--fresh",
+    "--log-interval", "--fresh", "--share-accelerator",
 }  # fmt: skip
 SHAPES = {
     ("v2", "small"): (256, 4, 128, 512), ("v2", "medium"): (384, 6, 192, 512), ("v2", "large"): (512, 8, 256, 1024),

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import solorun
-from solorun import errors, owner, process, progress, record, rundir
+from solorun import errors, owner, process, progress, record, rundir, sharing
 from solorun.cli import main
 
 
 def test_the_exports() -> None:
     assert set(solorun.__all__) == {
-        "Held", "Refused", "Run", "SolorunError", "__version__", "explain", "hold",
+        "Held", "NotSafe", "Refused", "Run", "SolorunError", "__version__", "explain", "hold", "require_accelerator",
     }  # fmt: skip
     assert re.fullmatch(r"\d+\.\d+\.\d+", solorun.__version__)
 
@@ -36,8 +36,14 @@ def test_what_a_run_offers() -> None:
     ]  # fmt: skip
 
 
+def test_how_a_trainer_asks_for_its_accelerator() -> None:
+    parameters = inspect.signature(solorun.require_accelerator).parameters
+    assert list(parameters) == ["kind", "share", "tell"]
+    assert (parameters["share"].default, issubclass(solorun.NotSafe, solorun.SolorunError)) == (False, True)
+
+
 FLAGS = {
-    "check": {"directories", "-h", "--help", "--json"},
+    "check": {"directories", "-h", "--help", "--json", "--share-accelerator"},
     "start": {"directory", "-h", "--help"},
     "status": {"places", "-h", "--help", "--json", "--exit-code"},
     "logs": {"directory", "-h", "--help", "-f", "--follow", "-n", "--lines"},
@@ -67,6 +73,27 @@ def test_the_keys_of_status_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert set(found["runs"][0]) >= {
         "directory", "state", "pid", "user", "since", "step", "total", "rate", "eta_s", "log_age_s", "step_age_s",
         "phase", "run_id", "host", "command", "memory_bytes", "ended", "detail",
+    }  # fmt: skip
+
+
+def test_the_keys_of_check_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "training.lock").write_text(f"{os.getpid()}\n")
+    assert main.main(["check", "--json", "--share-accelerator", str(tmp_path)]) == 4
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {"schema", "safe", "directories", "findings", "memory", "disks", "accelerators"}
+    assert (found["schema"], found["safe"], found["directories"][0]["state"]) == (1, False, "running")
+    keys = {"kind", "severity", "what", "next", "directory", "pid", "user", "command"}
+    assert set(found["findings"][0]) >= keys
+    assert set(found["memory"]) >= {"total", "available", "swap_total", "swap_used", "pressure", "limit", "strained"}
+    assert set(found["disks"][0]) >= {"directory", "free", "inodes", "checkpoint"}
+
+
+def test_the_kinds_of_findings() -> None:
+    from solorun.findings import KINDS
+
+    assert set(KINDS.values()) >= {
+        "lock in use", "stale lock cleared", "other training", "same program elsewhere", "orphan", "low memory",
+        "low disk", "accelerator in use", "accelerator unknown",
     }  # fmt: skip
 
 
@@ -101,6 +128,7 @@ def test_the_file_names() -> None:
 
 def test_the_environment_variables() -> None:
     assert process.RUN_ID_VARIABLE == "SOLORUN_RUN_ID"
+    assert sharing.SHARE_VARIABLE == "SOLORUN_SHARE_ACCELERATOR"
     hold = importlib.import_module("solorun.hold")  # the package's own name `hold` is the class
     assert (hold.LOCK_VARIABLE, hold.SUPERVISOR_VARIABLE) == ("SOLORUN_LOCK_FD", "SOLORUN_SUPERVISOR")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from solorun import process
+
 from .stage import Spawner, Terminal
 
 
@@ -26,6 +28,18 @@ def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     place = tmp_path_factory.mktemp("state") / "solorun"
     monkeypatch.setenv("SOLORUN_STATE", str(place))
     return place
+
+
+@pytest.fixture(autouse=True)
+def sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own runs may share an accelerator, with each other and with whoever trains on this machine."""
+    monkeypatch.setenv("SOLORUN_SHARE_ACCELERATOR", "1")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other run is on this machine, as far as this process sees: whatever others train here, the answer is one."""
+    monkeypatch.setattr(process, "census", tuple)
 
 
 @pytest.fixture

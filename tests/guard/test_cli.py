@@ -181,9 +181,13 @@ def test_a_working_directory_that_was_deleted_is_told_in_one_line(
     assert "No such file or directory" in child.text()
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_verbs_work_without_a_run(say: Say, tmp_path: Path) -> None:
     assert say("status").out.startswith("no runs found in ")
-    assert say("check").out == "safe      no results directory is in use\n"
+    said = say("check")
+    assert (said.code, said.out.splitlines()[0], said.out.splitlines()[-1]) == (
+        0, "directories     no run was ever here", "safe to start",
+    )  # fmt: skip
     (tmp_path / "r").mkdir()
     assert say("stop", "r").out == "r: no run to stop\n"
     said = say("logs", "r")
@@ -224,25 +228,40 @@ def test_status_as_json_has_every_run(say: Say, results: Path) -> None:
     assert json.loads(say("status", "--json").out)["runs"][0]["pid"] == os.getpid()
 
 
+@pytest.mark.usefixtures("alone")
 def test_check_tells_safe_or_not_by_words_json_and_exit_status(say: Say, results: Path) -> None:
     said = say("check", results)
-    assert (said.code, said.out) == (0, "safe      results/mine\n")
+    lines = said.out.splitlines()
+    assert (said.code, lines[:2], lines[-1]) == (
+        0, ["directories     1 free", "  safe      results/mine"], "safe to start",
+    )  # fmt: skip
     dead = a_dead_pid()
     (results / "training.lock").write_text(f"{dead}\n")
     said = say("check")
-    assert (said.code, said.out) == (0, f"safe      results/mine  (stale lock cleared: PID {dead} is dead)\n")
+    assert said.code == 0
+    assert f"  safe      results/mine  stale lock cleared: PID {dead} is dead\n" in said.out
     (results / "training.lock").write_text(f"{os.getpid()}\n")
     said = say("check", results)
     assert said.code == 4
-    assert said.out.startswith("NOT SAFE  results/mine  running")
-    assert "next: solorun logs -f results/mine" in said.out
+    assert "\n  NOT SAFE  results/mine  running: reports no steps\n    next: solorun logs -f results/mine" in said.out
+    assert said.out.endswith("\nNOT SAFE: 1 finding\n")
     said = say("check", "--json", results)
     found = json.loads(said.out)
     assert (said.code, found["schema"], found["safe"]) == (4, 1, False)
     assert found["directories"][0]["pid"] == os.getpid()
+    assert found["findings"][0]["kind"] == "lock in use"
     (results / "training.lock").unlink()
     found = json.loads(say("check", "--json", results).out)
     assert found["directories"] == [{"directory": str(results), "safe": True, "cleared": ""}]
+
+
+@pytest.mark.usefixtures("alone")
+def test_check_fits_the_terminal_and_has_its_sections(say: Say, results: Path) -> None:
+    (results / "training.lock").write_text(f"{a_dead_pid()}\n")
+    lines = say("check", results).out.splitlines()
+    titles = [line[:16].rstrip() for line in lines[:-1] if not line.startswith(" ")]
+    assert titles == ["directories", "other training", "orphans", "memory", "disk", "accelerator"]
+    assert max(map(len, lines)) <= 80
 
 
 def test_logs_shows_the_last_lines(say: Say, results: Path) -> None:

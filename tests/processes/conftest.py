@@ -42,7 +42,9 @@ class Trainers:
     """Starts trainers, each in a process group of its own, and leaves none behind."""
 
     def __init__(self, cache: Path) -> None:
-        self.environment = {**os.environ, "KSSM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        # The tests' trainers may share an accelerator, with each other and with whoever trains on this machine.
+        sharing = {"SOLORUN_SHARE_ACCELERATOR": "1"}
+        self.environment = {**os.environ, "KSSM_CACHE": str(cache), "OMP_NUM_THREADS": "1", **sharing}
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *words: str, model: str = "v3", **options: object) -> subprocess.Popen[str]:

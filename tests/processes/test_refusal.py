@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from kssm.device import available
 from tests.processes.conftest import QUICK, ROOT, Trainers, progress_of, until
 
 FLAGS = (*QUICK, "--max-steps", "100000", "--save-interval", "100000", "--eval-interval", "100000")
@@ -49,3 +53,28 @@ def test_the_supervisor_is_refused_as_quickly(trainers: Trainers, tmp_path: Path
     refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert refused.returncode == 3
     assert "solorun stop" in refused.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS is not asked for CUDA")
+def test_p24_a_trainer_by_hand_does_not_share_a_gpu_unless_told_to(trainers: Trainers, tmp_path: Path) -> None:
+    # No GPU is here: `nvidia-smi` is a stand-in that names one device, and a process of this test as its user.
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin" / "nvidia-smi"
+    other = trainers.spawn([sys.executable, "-c", "import time; time.sleep(600)"])
+    answers = f"*-gpu*) echo 0, GPU-aa, H100, 81559, 9;; *) echo GPU-aa, {other.pid}, 9;;"
+    smi.write_text(f"#!/bin/sh\ncase $1 in {answers} esac\n")
+    smi.chmod(0o755)
+    path = f"{smi.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**trainers.environment, "PATH": path, "SOLORUN_SHARE_ACCELERATOR": ""}
+    words = (*QUICK, "--max-steps", "2", "--device", "cuda", "--output-dir", str(tmp_path / "mine"))
+    refused = trainers.start(*words, env=environment)
+    said = refused.communicate(timeout=120)[0]
+    assert refused.returncode == 4, said
+    assert f"kssm: 9.0 MiB of cuda 0 (H100) is used by PID {other.pid} " in said
+    assert "or add --share-accelerator" in said
+    assert "Traceback" not in said + (tmp_path / "mine" / "training.log").read_text()
+    assert not (tmp_path / "mine" / "training.lock").exists()
+    allowed = trainers.start(*words, "--share-accelerator", env=environment)
+    said = allowed.communicate(timeout=120)[0]
+    assert "is used by" not in said
+    assert allowed.returncode == (0 if "cuda" in available() else 2), said
