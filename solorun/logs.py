@@ -66,15 +66,29 @@ def last_lines(path: Path, count: int, before: int | None = None) -> list[str]:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        position = file.seek(0, os.SEEK_END)
-        position = position if before is None else min(before, position)
-        tail = b""
-        while position and tail.count(b"\n") <= count:
-            step = min(_BLOCK, position)
-            position -= step
-            file.seek(position)
-            tail = file.read(step) + tail
-    lines = tail.decode("utf-8", "replace").split("\n")
+        return tail(file.fileno(), count, before=before)
+
+
+def tail(fd: int, count: int, *, start: int = 0, before: int | None = None) -> list[str]:
+    """The last lines of an open file, none of them from before `start`.
+
+    Args:
+        fd: descriptor to read from.
+        count: how many.
+        start: first byte that counts.
+        before: only what stands before this byte; None reads to the end.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    end = os.fstat(fd).st_size
+    position = end if before is None else min(before, end)
+    text = b""
+    while position > start and text.count(b"\n") <= count:
+        step = min(_BLOCK, position - start)
+        position -= step
+        text = os.pread(fd, step, position) + text
+    lines = text.decode("utf-8", "replace").split("\n")
     if lines and not lines[-1]:
         lines.pop()
     return lines[-count:] if count else []

@@ -19,6 +19,7 @@ EVENTS = "events.jsonl"
 METRICS = "metrics.jsonl"
 PROGRESS = "progress"
 ARCHIVE = "archive"
+WAITING = "waiting"
 PRIVATE = ".solorun."
 """Every temporary name of the guard starts so: a crash leaves nothing that could be taken for a real file."""
 
@@ -159,7 +160,7 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _may_enter(entry: os.DirEntry[str]) -> bool:
-    if entry.name == ARCHIVE or entry.name.startswith("."):
+    if entry.name in (ARCHIVE, WAITING) or entry.name.startswith("."):
         return False
     try:
         return entry.is_dir(follow_symlinks=False)

@@ -15,18 +15,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from solorun import process
-from solorun.claim import Claim, claim
+from solorun.claim import Claim
 from solorun.errors import BadUsage
 from solorun.gate import CANNOT_EXECUTE, Execution, Gate
+from solorun.handshake import Holding, Over, Report
 from solorun.hold import LOCK_VARIABLE, SUPERVISOR_VARIABLE
-from solorun.launch import LaunchPlan
+from solorun.label import read_plain, replace_file, unlink
+from solorun.launch import LaunchPlan, TmuxSession
+from solorun.logs import tail
+from solorun.mirror import Mirror
 from solorun.owner import ProcessId
 from solorun.process import RUN_ID_VARIABLE
 from solorun.record import State
+from solorun.rundir import LOG, OUTPUT, PID
 from solorun.settings import Settings
 from solorun.stopping import SAME_REQUEST_S
 from solorun.watchdog import Watchdog
@@ -34,6 +38,8 @@ from solorun.watchdog import Watchdog
 _POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (*_POLITE, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _TICK_S = 0.1
+_LAST_COPY_S = 1.0
+_LAST_LINES = 20
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -54,23 +60,41 @@ class Ended:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who follows a run from outside.
+
+    Args:
+        output: descriptor where a person watches; None for none. In the background it is `nohup.out`.
+        tell: told when the run holds its directory and executes, and when it is over.
+        session: the tmux session that this happens in.
+    """
+
+    output: int | None
+    tell: Callable[[Report], None] = lambda _report: None
+    session: TmuxSession | None = None
+
+
 def supervise(
     plan: LaunchPlan,
-    directory: Path,
-    *,
-    clock: Callable[[], float] = time.time,
-    settle_s: float = 0.1,
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    made: Claim,
+    audience: Audience,
+    settings: Settings,
 ) -> Ended:
-    """Run a command as the only one in a results directory, to its end.
+    """Run a command as the only one in a claimed results directory, to its end; the claim is let go in every case.
+
+    Args:
+        plan: what to start.
+        made: the claimed directory.
+        audience: who follows it.
+        settings: what to watch for, and whom to tell.
 
     Raises:
-        Held, Refused, DirectoryProblem: as `claim` does; nothing was started.
+        Held, Refused, DirectoryProblem: an old-style trainer was quicker, or the directory cannot be written.
         BadUsage: the command cannot be executed.
     """
-    made = claim(directory, clock, settle_s)
     try:
-        return _Supervisor(plan, made, settings).run()
+        return _Supervisor(plan, made, audience, settings).run()
     except BaseException:
         if not process.carriers(made.run_id):  # else the label must go on telling that somebody writes here
             made.lock.withdraw()
@@ -79,17 +103,20 @@ def supervise(
 
 
 class _Supervisor:
-    def __init__(self, plan: LaunchPlan, made: Claim, settings: Settings) -> None:
+    def __init__(self, plan: LaunchPlan, made: Claim, audience: Audience, settings: Settings) -> None:
         self.plan = plan
         self.watchdog = Watchdog(made, settings, plan.env)
         self.claim = made
+        self.output = audience.output
+        self.tell = audience.tell
+        self.session = audience.session
         self.me = process.identify_self()  # asked before the fork: in the child it would be the child
         self.child: ProcessId | None = None
         self.asked: int | None = None
         self.asked_at = 0.0
         self.terminal = _controlling_terminal()
-        self.log_position = os.fstat(made.log.fd).st_size
-        self.log_reader = -1
+        self.log_start = os.fstat(made.log.fd).st_size
+        self.mirror: Mirror | None = None
         self.wakeup = -1
         self.before: dict[int, object] = {}
 
@@ -109,10 +136,31 @@ class _Supervisor:
             self._turn_away(gate)
             died_of_it = self.asked  # as a wait status: a number below 128 is a death by that signal
             return self._finish(died_of_it, "", time.monotonic() - began)
+        self._put_files()
         failure = gate.let_through()
+        if not failure:
+            self.tell(Holding(self.claim.run_id, self.child.pid, self.me.pid))
         self.claim.keep(self._stop_for_conflict)
         status = self._watch()
         return self._finish(status, failure, time.monotonic() - began)
+
+    def _put_files(self) -> None:
+        """What people look for beside the lock; a full disk must not keep a run from starting."""
+        directory = self.claim.lock.fd
+        with contextlib.suppress(OSError):
+            replace_file(directory, PID, b"%d\n" % (self.child.pid if self.child else 0))
+        if self.plan.mode == "background":
+            self.output = _open_raw_output(directory)
+        if self.output is not None:
+            self.mirror = Mirror(directory, self.log_start, self.output)
+        if self.session is not None:
+            self.claim.event("in tmux", session=self.session.name, socket=self.session.socket)
+
+    def _take_pid_file_away(self) -> None:
+        """A PID that outlives its process will one day be another's."""
+        with contextlib.suppress(OSError):
+            if self.child and read_plain(self.claim.lock.fd, PID)[1] == b"%d\n" % self.child.pid:
+                unlink(self.claim.lock.fd, PID)
 
     def _turn_away(self, gate: Gate) -> None:
         gate.turn_away()
@@ -165,8 +213,8 @@ class _Supervisor:
             signal.signal(number, signal.SIG_DFL if before is None else before)  # type: ignore[arg-type]
         os.close(self.wake_read)
         os.close(self.wakeup)
-        if self.log_reader >= 0:
-            os.close(self.log_reader)
+        if self.mirror is not None:
+            self.mirror.close()
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         if number in _POLITE:
@@ -257,15 +305,8 @@ class _Supervisor:
                 os.tcsetpgrp(self.terminal, taker)
 
     def _copy_log(self) -> None:
-        if self.plan.output is None:
-            return
-        try:
-            if self.log_reader < 0:
-                self.log_reader = os.open("training.log", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.claim.lock.fd)
-            while data := os.pread(self.log_reader, 1 << 16, self.log_position):
-                self.log_position += os.write(self.plan.output, data)
-        except OSError:  # the terminal is gone; the run goes on
-            return
+        if self.mirror is not None:
+            self.mirror.copy()
 
     def _finish(self, status: int, failure: str, seconds: float) -> Ended:
         if failure:
@@ -277,17 +318,42 @@ class _Supervisor:
             code = os.WEXITSTATUS(status)
             outcome = Ended(_state(code, self.asked), code, self.asked, seconds)
         why = failure or (process.signal_name(outcome.signal) if outcome.signal else "")
-        self.claim.end(
-            outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why, announce=self._announce
-        )
+        lines = self._last_lines()
+        self._take_pid_file_away()
+        self.claim.end(outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why)
+        if self.mirror is not None:
+            self.mirror.finish(_LAST_COPY_S)
         self.watchdog.ended(outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why, seconds=seconds)
         self._restore()
+        self.tell(Over(outcome.state, outcome.exit_code, lines))
         if failure:
             raise BadUsage(f"cannot execute {self.plan.argv[0]!r}: {failure}", "check the command after `--`")
         return outcome
 
-    def _announce(self, _line: str) -> None:
-        self._copy_log()
+    def _last_lines(self) -> tuple[str, ...]:
+        try:
+            fd = os.open(LOG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.claim.lock.fd)
+        except OSError:
+            return ()
+        try:
+            return tuple(tail(fd, _LAST_LINES, start=self.log_start))
+        except OSError:
+            return ()
+        finally:
+            os.close(fd)
+
+
+def _open_raw_output(directory: int) -> int | None:
+    """`nohup.out`, appended to, as the standard output and error of a supervisor that has no terminal."""
+    try:
+        # O_NONBLOCK: a FIFO of this name would wait for a reader for ever.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(OUTPUT, flags, 0o666, dir_fd=directory)
+    except OSError:
+        return None
+    os.dup2(fd, 1, inheritable=True)
+    os.dup2(fd, 2, inheritable=True)
+    return fd
 
 
 def _reaped() -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from solorun.errors import SolorunError, explain
 _VERBS = {
     "check": "is it safe to start here? clears locks that are proven stale",
     "start": "guard a command: the only run in its results directory",
+    "attach": "live output of a run; Ctrl-C asks whether to leave it or to stop it",
     "status": "every run: state, step, rate, time left",
     "logs": "the log of a run; -f follows it",
     "stop": "end a run gracefully, and prove that it ended",

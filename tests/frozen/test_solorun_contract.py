@@ -44,10 +44,11 @@ def test_how_a_trainer_asks_for_its_accelerator() -> None:
 
 FLAGS = {
     "check": {"directories", "-h", "--help", "--json", "--share-accelerator"},
-    "start": {"directory", "-h", "--help"},
+    "start": {"directory", "-h", "--help", "--background", "--tmux", "--wait", "--json"},
+    "attach": {"directory", "-h", "--help", "-n", "--lines", "--on-interrupt", "--tmux"},
     "status": {"places", "-h", "--help", "--json", "--exit-code"},
     "logs": {"directory", "-h", "--help", "-f", "--follow", "-n", "--lines"},
-    "stop": {"directory", "-h", "--help", "--grace", "--kill"},
+    "stop": {"directory", "-h", "--help", "--grace", "--kill", "--waiting"},
     "notify": {"-h", "--help"},
 }
 
@@ -122,7 +123,7 @@ def test_the_file_names() -> None:
     assert names.items() >= {
         "LABEL": "training.lock", "OWNER": "training.owner.json", "PID": "training.pid", "LOG": "training.log",
         "OUTPUT": "nohup.out", "RUN": "run.json", "EVENTS": "events.jsonl", "METRICS": "metrics.jsonl",
-        "PROGRESS": "progress", "ARCHIVE": "archive",
+        "PROGRESS": "progress", "ARCHIVE": "archive", "WAITING": "waiting",
     }.items()  # fmt: skip
 
 

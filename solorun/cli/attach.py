@@ -1,0 +1,154 @@
+"""`solorun attach DIR`: live output of any run; Ctrl-C asks whether to leave it or to stop it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from solorun.attach import LiveRun, end_of, find, watch
+from solorun.cli.places import current_settings
+from solorun.cli.render import typed
+from solorun.errors import BadUsage, SolorunError, directory_problem, explain
+from solorun.logs import for_terminal
+from solorun.runstate import how_ended
+from solorun.status import wall_clock
+from solorun.stop import StopPolicy, stop
+from solorun.tmux import enter_command, has_session
+from solorun.wording import ago, command_line
+
+_QUESTION = "\nsolorun: d = leave it running, s = stop it with a checkpoint, Enter = go on watching: "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this verb."""
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument(
+        "-n", "--lines", type=int, default=10, metavar="N", help="last lines to show first (default 10)"
+    )
+    parser.add_argument(
+        "--on-interrupt", choices=("ask", "detach", "stop"), default="ask", help="what Ctrl-C does (default ask)"
+    )
+    parser.add_argument(
+        "--tmux", action="store_true", help="enter its tmux session; Ctrl-C there goes to the run itself"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the run until it ends (then its exit status) or the watcher leaves it (then 0)."""
+    if arguments.lines < 0:
+        raise BadUsage("-n counts lines, 0 or more", "write, for example, -n 20")
+    live = find(Path(arguments.directory), wall_clock())
+    if arguments.tmux:
+        _enter_session(live)
+    where = typed(live.directory)
+    _say(f"run {live.run_id or 'of an old-style trainer'}, PID {live.pid} of {live.owner.user}, "
+         f"for {ago(wall_clock() - live.owner.since)}: {command_line(live.owner.argv)}")  # fmt: skip
+    _say("Ctrl-C asks whether to leave it or to stop it" if arguments.on_interrupt == "ask" else "Ctrl-C leaves it"
+         if arguments.on_interrupt == "detach" else "Ctrl-C stops it")  # fmt: skip
+    try:
+        left = _Watch(live, arguments.on_interrupt, current_settings().grace_s).go_on(watch(live, arguments.lines))
+    except OSError as error:
+        raise directory_problem(error, "read the log of", live.directory) from None
+    if left:
+        _say(f"left; it goes on   again: solorun attach {where}   stop: solorun stop {where}")
+        return 0
+    return _tell_end(live)
+
+
+def _enter_session(live: LiveRun) -> None:
+    session = live.session
+    if session is None or not has_session(session):
+        raise SolorunError("that run does not live in a tmux session of yours", "watch it without --tmux")
+    command = enter_command(session, os.environ)
+    os.execvp(command[0], command)  # noqa: S606 - no shell on purpose
+
+
+class _Watch:
+    """Prints in a thread of its own, so that a Ctrl-C interrupts no line and loses none."""
+
+    def __init__(self, live: LiveRun, on_interrupt: str, grace_s: float) -> None:
+        self._live = live
+        self._on_interrupt = on_interrupt
+        self._grace_s = grace_s
+        self._turn = threading.Lock()
+        self._over = threading.Event()
+        self._problem: OSError | None = None
+        self._stopping: threading.Thread | None = None
+
+    def go_on(self, texts: Iterator[str]) -> bool:
+        """Print what comes. True when the watcher left, False when the run ended.
+
+        Raises:
+            OSError: the log cannot be read, or the terminal is gone.
+        """
+        threading.Thread(target=self._print, args=(texts,), daemon=True).start()
+        while not self._over.is_set():
+            try:
+                self._over.wait(0.2)  # and no join(): one that is interrupted takes the thread for ended
+            except KeyboardInterrupt:
+                if self._wants_to_leave():
+                    return True
+        if self._problem is not None:
+            raise self._problem
+        return False
+
+    def _print(self, texts: Iterator[str]) -> None:
+        clean: Callable[[str], str] = for_terminal if sys.stdout.isatty() else str
+        try:
+            for text in texts:
+                with self._turn:
+                    sys.stdout.write(clean(text))
+                    sys.stdout.flush()
+        except OSError as error:
+            self._problem = error
+        finally:
+            self._over.set()
+
+    def _wants_to_leave(self) -> bool:
+        choice = {"detach": "d", "stop": "s"}.get(self._on_interrupt) or self._ask()
+        if choice == "s" and self._stopping is None:
+            self._stopping = threading.Thread(target=self._stop, daemon=True)
+            self._stopping.start()
+            return False
+        return choice in ("s", "d")
+
+    def _ask(self) -> str:
+        if not sys.stdin.isatty():
+            return "d"
+        try:
+            with self._turn:
+                sys.stderr.write(_QUESTION)
+                sys.stderr.flush()
+                answer = sys.stdin.readline()
+        except KeyboardInterrupt:  # twice: leave at once, and never by stopping
+            sys.stderr.write("\n")
+            return "d"
+        return answer.strip().lower()[:1] if answer else "d"
+
+    def _stop(self) -> None:
+        try:
+            stop(self._live.directory, StopPolicy(self._grace_s), tell=_say)
+        except SolorunError as error:
+            _say(explain(error))
+
+
+def _tell_end(live: LiveRun) -> int:
+    record = end_of(live)
+    if record is None:
+        _say("the run is over")
+        return 0
+    lasted = f" after {ago(record.ended - record.started)}" if record.ended else ""
+    step = "" if record.last_step is None else f" at step {record.last_step}"
+    _say(f"{how_ended(record)}{step}{lasted}" + (f", exit status {record.exit_code}" if record.exit_code else ""))
+    return record.exit_code or 0
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"solorun: {line}", file=sys.stderr, flush=True)

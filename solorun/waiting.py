@@ -1,0 +1,222 @@
+"""The queue of a results directory: who waits for it, since when, in which order.
+
+Each waiting start has a ticket, a file in `waiting/` that tells who it is. The tickets' names are their order. Whoever
+looks passes over the dead and the suspended, so nobody has to tidy up; taking a ticket away calls its start off. The
+queue only says whose turn it is: the lock alone decides who gets in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solorun import process
+from solorun.owner import Alive, Here, ProcessId
+from solorun.record import write_all
+from solorun.rundir import PRIVATE, WAITING
+
+FAR_AWAY_S = 60.0
+"""A waiting start on another host shows that it lives by touching its ticket; silent for so long, it is passed."""
+
+TOUCH_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A start that waits.
+
+    Args:
+        ticket: file name of its ticket.
+        process: the waiting process.
+        user: login name.
+        argv: the command that it will run.
+        since: seconds since the epoch.
+    """
+
+    ticket: str
+    process: ProcessId
+    user: str
+    argv: tuple[str, ...]
+    since: float
+
+
+def encode(waiter: Waiter) -> bytes:
+    """A ticket's content: one JSON object and a newline."""
+    at = waiter.process
+    place = {name: getattr(at.here, name) for name in ("host", "machine", "boot", "namespace")}
+    facts = {
+        "schema": 1, "here": place, "pid": at.pid, "started": at.started,
+        "user": waiter.user, "argv": waiter.argv, "since": waiter.since,
+    }  # fmt: skip
+    return json.dumps(facts).encode() + b"\n"
+
+
+def decode(ticket: str, data: bytes) -> Waiter | None:
+    """Read a ticket; None when it is torn or of another form."""
+    try:
+        raw = json.loads(data)
+        here = Here(*(str(raw["here"][name]) for name in ("host", "machine", "boot", "namespace")))
+        at = ProcessId(here, int(raw["pid"]), int(raw["started"]))
+        return Waiter(ticket, at, str(raw["user"]), tuple(map(str, raw["argv"])), float(raw["since"]))
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        return None
+
+
+def counts(waiter: Waiter, touched_s: float, here: Here) -> bool:
+    """Whether a waiting start is to be waited for: alive and awake, as far as can be told.
+
+    Args:
+        waiter: who.
+        touched_s: seconds since its ticket was touched.
+        here: this place.
+    """
+    place = waiter.process.here
+    if place.boot != here.boot and place.machine == here.machine:
+        return False
+    if (place.boot, place.namespace) != (here.boot, here.namespace):
+        return touched_s < FAR_AWAY_S
+    seen = process.probe(waiter.process.pid)
+    # A suspended one would hold up everybody behind it for ever.
+    return isinstance(seen, Alive) and seen.started in (None, waiter.process.started) and seen.state not in ("T", "t")
+
+
+def read_queue(directory: Path) -> tuple[Waiter, ...]:
+    """Who waits for a directory, first come first; changes nothing."""
+    place = directory / WAITING
+    try:
+        names = sorted(name for name in os.listdir(place) if not name.startswith("."))
+    except OSError:
+        return ()
+    found = (_read(place / name) for name in names)
+    return tuple(waiter for waiter in found if waiter is not None)
+
+
+def _read(path: Path) -> Waiter | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        touched = time.time() - os.fstat(fd).st_mtime
+        waiter = decode(path.name, os.read(fd, 1 << 16))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return waiter if waiter is not None and counts(waiter, touched, process.here()) else None
+
+
+class Ticket:
+    """One's own place in the queue, from `join` to `leave`.
+
+    Args:
+        directory: the results directory.
+        name: file name of the ticket.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._path = directory / WAITING / name
+        self._touched = time.monotonic()
+
+    def ahead(self) -> tuple[Waiter, ...]:
+        """Who stands before it."""
+        return tuple(waiter for waiter in read_queue(self._directory) if waiter.ticket < self._path.name)
+
+    def is_called_off(self) -> bool:
+        """Whether somebody took the ticket away."""
+        if time.monotonic() - self._touched > TOUCH_EVERY_S:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+        return not os.path.lexists(self._path)
+
+    def leave(self) -> None:
+        """Give the place up, and clear away what dead waiters left."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        sweep(self._directory)
+
+
+def join(directory: Path, argv: tuple[str, ...], now: float) -> Ticket:
+    """Take the last place in the queue.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    me = process.identify_self()
+    name = f"{time.time_ns():020d}-{me.pid}-{os.urandom(2).hex()}.json"
+    waiter = Waiter(name, me, process.user_name(os.getuid()), argv, now)
+    place = directory / WAITING
+    while True:
+        place.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the last one to leave took the folder away meanwhile
+            _write(place, name, encode(waiter))
+            return Ticket(directory, name)
+
+
+def _write(place: Path, name: str, data: bytes) -> None:
+    private = place / f"{PRIVATE}{name}.tmp"
+    fd = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        write_all(fd, data)
+        private.rename(place / name)
+    except BaseException:
+        private.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def sweep(directory: Path) -> None:
+    """Remove the tickets of the dead of this place, and the folder when it is empty."""
+    place = directory / WAITING
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            if _is_dead(path):
+                path.unlink(missing_ok=True)
+        place.rmdir()
+
+
+def _is_dead(path: Path) -> bool:
+    waiter = decode(path.name, path.read_bytes())
+    return waiter is not None and not process.is_alive(waiter.process)
+
+
+def call_off(directory: Path, pid: int | None) -> list[Waiter]:
+    """Take tickets away: their starts end within a moment, and the live run goes on.
+
+    Args:
+        directory: the results directory.
+        pid: of the waiting start; None calls off all of them.
+
+    Returns:
+        Who was called off.
+
+    Raises:
+        OSError: a ticket cannot be removed.
+    """
+    called = [waiter for waiter in read_queue(directory) if pid in (None, waiter.process.pid)]
+    for waiter in called:
+        (directory / WAITING / waiter.ticket).unlink(missing_ok=True)
+    return called
+
+
+def as_rows(queue: tuple[Waiter, ...], now: float) -> list[dict[str, Any]]:
+    """The queue as `--json` tells it; the keys are frozen, new ones may be added."""
+    return [
+        {
+            "pid": waiter.process.pid,
+            "host": waiter.process.here.host,
+            "user": waiter.user,
+            "since": waiter.since,
+            "for_s": max(0.0, now - waiter.since),
+            "command": list(waiter.argv),
+        }
+        for waiter in queue
+    ]

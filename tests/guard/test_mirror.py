@@ -1,0 +1,58 @@
+"""The copy of the log to where a person watches never makes a supervisor wait."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from solorun.mirror import Mirror
+
+from .stage import Terminal, label_of, wait_until
+
+
+def test_what_a_full_pipe_does_not_take_is_left_over_and_comes_later(results: Path, fd: int) -> None:
+    text = b"".join(b"line %d\n" % n for n in range(40_000))
+    (results / "training.log").write_bytes(text)
+    read, write = os.pipe()
+    mirror = Mirror(fd, 0, write)
+    assert mirror.copy() is False
+    mirror.finish(0.1)
+    taken = b""
+    while not mirror.copy():
+        taken += os.read(read, 1 << 16)
+    os.close(write)
+    while data := os.read(read, 1 << 16):
+        taken += data
+    assert taken == text
+    mirror.close()
+    os.close(read)
+
+
+def test_a_reader_that_is_gone_is_no_error(results: Path, fd: int) -> None:
+    (results / "training.log").write_bytes(b"words\n")
+    read, write = os.pipe()
+    os.close(read)
+    mirror = Mirror(fd, 0, write)
+    assert mirror.copy() is True
+    mirror.close()
+    os.close(write)
+
+
+def test_a_terminal_that_nobody_reads_does_not_keep_the_directory_held(
+    results: Path, terminal: Callable[..., Terminal]
+) -> None:
+    terminal(sys.executable, "-m", "solorun", "start", results, "--", sys.executable, "-c", "print('x' * 1000000)")
+    log = results / "training.log"
+    wait_until(lambda: log.exists() and "Released lock" in log.read_text())
+    wait_until(lambda: label_of(results) == 0)
+    # It was never read: what is in the terminal's own buffer is all that a blocked supervisor would ever have written.
+
+
+def test_what_was_printed_reaches_a_terminal_whole(results: Path, terminal: Callable[..., Terminal]) -> None:
+    code = "print('\\n'.join(f'line {n}' for n in range(20000)))"
+    shown = terminal(sys.executable, "-m", "solorun", "start", results, "--", sys.executable, "-c", code)
+    assert shown.wait() == 0
+    lines = [line for line in shown.seen.splitlines() if line.startswith("line ")]
+    assert lines == [f"line {n}" for n in range(20_000)]
