@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         end = path.stat().st_size
         for line in last_lines(path, arguments.lines, end):
             print(clean(line))
+        sys.stdout.flush()  # into a pipe too: what stands there is seen before the waiting begins
     except FileNotFoundError:
         if not arguments.follow:
             print(f"no log in {directory} yet", file=sys.stderr)

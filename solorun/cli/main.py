@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from solorun.errors import SolorunError, explain
+from solorun.errors import BadUsage, SolorunError, explain
 
 _VERBS = {
     "check": "is it safe to start here? clears locks that are proven stale",
@@ -19,7 +19,13 @@ _VERBS = {
     "logs": "the log of a run; -f follows it",
     "stop": "end a run gracefully, and prove that it ended",
     "notify": "send a test notice to everybody that solorun.toml names",
+    "hosts": "the hosts of solorun.toml: do they answer, and what runs there",
 }
+_FORWARDED = "SOLORUN_FORWARDED"  # spelled again: `forwarded` is imported only where it is set
+_ON_HOSTS = """
+With --host NAME a verb runs on that host, over ssh: a name of solorun.toml or any ssh destination. A run started there
+in the foreground is asked to stop, with checkpoint, when the connection ends; --background outlives it.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,14 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown as "?"
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
-    command: list[str] = []
+    command: list[str] | None = None
     if "--" in words:
         at = words.index("--")
         words, command = words[:at], words[at + 1 :]
-    arguments = _parser(words).parse_args(words)
-    arguments.command = command
     try:
-        code: int = arguments.run(arguments)
+        code = _run(words, command)
         sys.stdout.flush()
     except SolorunError as error:
         print(f"solorun: {explain(error)}", file=sys.stderr)
@@ -50,6 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # such as a working directory that was deleted
         print(f"solorun: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 1
+    return code
+
+
+def _run(words: list[str], command: list[str] | None) -> int:
+    if _FORWARDED in os.environ:
+        from solorun.forwarded import heed_the_connection
+
+        heed_the_connection(os.environ)
+    host: str | None = None
+    if any(word.startswith("--host") for word in words):
+        from solorun.cli import onhost
+
+        host, words = onhost.take(words)
+        if host is not None and onhost.is_forwarded(words):
+            return onhost.run(host, words, command)
+    arguments = _parser(words).parse_args(words)
+    arguments.command = command or []
+    if getattr(arguments, "host", None):  # as `--hos NAME`: passed over, it would act on this machine
+        raise BadUsage("--host must be written out", f"write --host {arguments.host}")
+    arguments.host, arguments.words = host, words
+    code: int = arguments.run(arguments)
     return code
 
 
@@ -67,7 +92,9 @@ def _open_closed_streams() -> None:
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     from solorun import __version__
 
-    parser = argparse.ArgumentParser(prog="solorun", description="One training run at a time per results directory.")
+    parser = argparse.ArgumentParser(
+        prog="solorun", description="One training run at a time per results directory.", epilog=_ON_HOSTS
+    )
     parser.add_argument("--version", action="version", version=f"solorun {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, words_of_help in _VERBS.items():
@@ -77,4 +104,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         # Only the verb that was typed is imported: a refusal must come at once.
         if name in words:
             importlib.import_module(f"solorun.cli.{name}").add_arguments(verb)
+            if name != "hosts":  # taken out before; here only for `--help`
+                verb.add_argument("--host", metavar="NAME", help="run this on another host, over ssh")
+                verb.epilog = _ON_HOSTS if name == "start" else None
     return parser

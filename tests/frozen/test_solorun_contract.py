@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import solorun
-from solorun import errors, owner, process, progress, record, rundir, sharing
+from solorun import errors, forwarded, owner, process, progress, record, rundir, sharing
 from solorun.cli import main
 
 
@@ -46,8 +46,9 @@ FLAGS = {
     "check": {"directories", "-h", "--help", "--json", "--share-accelerator"},
     "start": {"directory", "-h", "--help", "--background", "--tmux", "--wait", "--json"},
     "attach": {"directory", "-h", "--help", "-n", "--lines", "--on-interrupt", "--tmux"},
-    "status": {"places", "-h", "--help", "--json", "--exit-code"},
+    "status": {"places", "-h", "--help", "--json", "--exit-code", "--all-hosts"},
     "logs": {"directory", "-h", "--help", "-f", "--follow", "-n", "--lines"},
+    "hosts": {"-h", "--help", "--json"},
     "stop": {"directory", "-h", "--help", "--grace", "--kill", "--waiting"},
     "notify": {"-h", "--help"},
 }
@@ -69,7 +70,7 @@ def test_the_keys_of_status_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "training.lock").write_text(f"{os.getpid()}\n")
     assert main.main(["status", "--json", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) >= {"schema", "host", "runs"}
+    assert set(found) >= {"schema", "host", "cwd", "runs"}
     assert found["schema"] == 1
     assert set(found["runs"][0]) >= {
         "directory", "state", "pid", "user", "since", "step", "total", "rate", "eta_s", "log_age_s", "step_age_s",
@@ -128,6 +129,7 @@ def test_the_file_names() -> None:
 
 
 def test_the_environment_variables() -> None:
+    assert forwarded.VARIABLE == main._FORWARDED == "SOLORUN_FORWARDED"
     assert process.RUN_ID_VARIABLE == "SOLORUN_RUN_ID"
     assert sharing.SHARE_VARIABLE == "SOLORUN_SHARE_ACCELERATOR"
     hold = importlib.import_module("solorun.hold")  # the package's own name `hold` is the class

@@ -50,7 +50,7 @@ def say(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     return run
 
 
-VERBS = ("check", "start", "status", "logs", "stop")
+VERBS = ("check", "start", "status", "logs", "stop", "hosts")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -156,7 +156,7 @@ def test_a_mistake_in_the_settings_file_is_told(say: Say, tmp_path: Path, verb: 
     (tmp_path / "solorun.toml").write_text("colour = 1")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "training.log").write_text("line\n")
-    said = say(verb, "r", *(["--", "true"] if verb == "start" else []))
+    said = say(verb, *(["r"] if verb != "hosts" else []), *(["--", "true"] if verb == "start" else []))
     if verb in ("logs", "stop"):  # they need no settings
         assert said.code == 0
     else:

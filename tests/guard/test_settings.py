@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,15 @@ def test_a_mistake_in_a_table_is_told(tmp_path: Path, text: str, words: str) -> 
 )
 def test_what_belongs_to_a_user_has_one_place(environment: dict[str, str], platform: str, place: str) -> None:
     assert state_directory(environment, platform) == Path(place)
+
+
+def test_the_example_in_the_documentation_is_right_and_has_every_key(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    example = text.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "solorun.toml").write_text(example)
+    found, plain = load(tmp_path, {}), load(Path("/"), {})
+    assert set(tomllib.loads(example)) == set(Settings.__slots__)
+    lists = {"roots", "runs", "hosts", "notify"}
+    assert all(getattr(found, key) == getattr(plain, key) for key in set(Settings.__slots__) - lists)
+    assert found.hosts[0].command == ("~/kssm/.venv/bin/solorun",)
+    assert len(found.notify) == 3

@@ -1,0 +1,156 @@
+"""All hosts at once, each within its deadline, and what was last seen of those that do not answer.
+
+Unreachable is never dead: what a host said last is kept, and shown with its age.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solorun.errors import SolorunError, Unreachable
+from solorun.remote import Answer, skew
+from solorun.settings import HostEntry
+from solorun.wording import printable
+
+SCHEMA = 1
+_PLACE = "hosts"
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `solorun status --json` said on a host.
+
+    Args:
+        seen: when it said so, seconds since the epoch by this machine's clock.
+        version: of solorun there.
+        code: exit status there.
+        said: the whole object, schema 1.
+    """
+
+    seen: float
+    version: str
+    code: int
+    said: dict[str, Any]
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Its rows."""
+        return [row for row in self.said["runs"] if isinstance(row, dict)]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A host that answered."""
+
+    host: HostEntry
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class NotReached:
+    """A host that did not answer, or not in words that this version knows. `last` is what it said the last time."""
+
+    host: HostEntry
+    error: SolorunError
+    last: Report | None
+
+
+Ask = Callable[[HostEntry, Sequence[str]], Answer]
+
+
+def survey(
+    hosts: Sequence[HostEntry], words: Sequence[str], ask: Ask, state: Path, clock: Callable[[], float]
+) -> list[Reached | NotReached]:
+    """Ask all hosts for their runs, at once; in the order given.
+
+    Args:
+        hosts: whom to ask.
+        words: what to add to `status --json`; the answer to a question about some directories is not kept.
+        ask: asks one host, within its deadline.
+        state: the user's state directory.
+        clock: seconds since the epoch.
+    """
+
+    def one(host: HostEntry) -> Reached | NotReached:
+        try:
+            report = read_report(host, ask(host, ("status", "--json", *words)), clock())
+        except SolorunError as error:
+            return NotReached(host, error, recall(state, host))
+        if not words:
+            remember(state, host, report)
+        return Reached(host, report)
+
+    if not hosts:
+        return []
+    with ThreadPoolExecutor(min(len(hosts), _AT_ONCE)) as pool:
+        return list(pool.map(one, hosts))
+
+
+def read_report(host: HostEntry, answer: Answer, now: float) -> Report:
+    """The report in an answer.
+
+    Raises:
+        Unreachable: it is of another schema, or none.
+    """
+    try:
+        said = json.loads(answer.out)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or "schema" not in said:
+        line = answer.err.strip().splitlines()[-1:] or ["it printed no report"]
+        raise Unreachable(
+            f"{skew(host, answer.version)}: its status failed: {printable(line[0])}",
+            "install one version on both, and correct its solorun.toml",
+        )
+    if said["schema"] != SCHEMA or not isinstance(said.get("runs"), list):
+        raise Unreachable(
+            f"{skew(host, answer.version)}: its status has schema {said['schema']!r}, this one reads {SCHEMA}",
+            "install one version on both",
+        )
+    return Report(now, answer.version, answer.code, said)
+
+
+def remember(state: Path, host: HostEntry, report: Report) -> None:
+    """Keep what a host said, for the time when it does not answer. A full disk must not spoil the answer."""
+    kept = {
+        "schema": SCHEMA, "ssh": host.ssh, "directory": host.directory, "seen": report.seen, "version": report.version,
+        "said": report.said,
+    }  # fmt: skip
+    with contextlib.suppress(OSError):
+        path = _file(state, host)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, private = tempfile.mkstemp(prefix=".", dir=path.parent)  # 0600
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump(kept, file)
+            os.replace(private, path)
+        except OSError:
+            os.unlink(private)
+            raise
+
+
+def recall(state: Path, host: HostEntry) -> Report | None:
+    """What a host said last; None when nothing is known, or only of a host that went by this name before."""
+    try:
+        kept = json.loads(_file(state, host).read_text(encoding="utf-8"))
+        if (kept["schema"], kept["ssh"], kept["directory"]) != (SCHEMA, host.ssh, host.directory):
+            return None
+        report = Report(float(kept["seen"]), str(kept["version"]), 0, dict(kept["said"]))
+        return report if isinstance(report.said["runs"], list) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _file(state: Path, host: HostEntry) -> Path:
+    """A name may hold anything; its file's name must not: no slash, no dot in front, no two names in one file."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_@") else f"%{ord(c):x}." for c in host.name)
+    return state / _PLACE / f"{plain}.json"
