@@ -173,7 +173,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with solorun.hold(directory, announce=_announce) as run:
         try:
             _train_held(wishes, run, share=arguments.share_accelerator)
-        except (KssmError, solorun.NotSafe) as error:
+        except (KssmError, solorun.SolorunError) as error:
             text = _explain(error) if isinstance(error, KssmError) else solorun.explain(error)
             run.log(f"ERROR: {text}")
             run.event("failed", what=error.what)

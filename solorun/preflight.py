@@ -180,7 +180,7 @@ def look(
         memory=memory.read(),
         rooms=_rooms([f.directory for f in found] or [*filter(os.path.isdir, settings.roots)] or [Path.cwd()]),
         accelerators=seen,
-        in_use=in_use(seen.devices, runs, table, mine, shared=shared),
+        in_use=in_use(seen.devices, trainings(table, mine), table, mine, shared=shared),  # orphans use it as well
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from solorun.errors import NotSafe
@@ -32,16 +33,18 @@ def require_accelerator(kind: str, *, share: bool = False, tell: Callable[[str],
 
     Args:
         kind: where it is going to train: cuda, mps or cpu.
-        share: whether its person allowed sharing; SOLORUN_SHARE_ACCELERATOR=1 in the environment does so too.
+        share: whether its person allowed sharing; SOLORUN_SHARE_ACCELERATOR=1 in the environment does so too, and
+            `share_accelerator = true` in solorun.toml.
         tell: told in one line, on a CPU, that another run shares the machine.
 
     Raises:
         NotSafe: another run uses the accelerator.
+        BadUsage: solorun.toml cannot be read.
     """
-    if share or is_shared(os.environ):
-        return
-    from solorun import accelerator, neighbours, process
+    from solorun import accelerator, neighbours, process, settingsfile
 
+    if share or is_shared(os.environ) or settingsfile.load(Path.cwd(), os.environ).share_accelerator:
+        return
     table = process.census()
     mine = neighbours.family(table, os.getpid(), os.environ.get(process.RUN_ID_VARIABLE, ""))
     runs = neighbours.trainings(table, mine)

@@ -248,7 +248,10 @@ def checked(spawn: Spawner, *words: str | Path, **options: Any) -> tuple[int, di
     """Exit code of `solorun check --json`, and its findings by PID."""
     child = spawn.solorun("check", "--json", *words, **options)
     code = child.wait()
-    return code, {finding["pid"]: finding for finding in json.loads(child.text())["findings"]}
+    findings = json.loads(child.text())["findings"]
+    told = [finding["pid"] for finding in findings if finding["pid"]]
+    assert len(told) == len(set(told)), "one process is told of twice"
+    return code, {finding["pid"]: finding for finding in findings}
 
 
 def test_p1_another_training_process_is_found_and_the_machine_is_not_safe(
@@ -391,6 +394,26 @@ def test_a_trainer_by_hand_is_refused_too_and_told_on_the_cpu(
     shared.wait()
     assert shared.text() == ""
     require_accelerator("cuda", share=True)
+
+
+@pytest.mark.parametrize("youth", [0, 1 << 60])
+def test_of_two_trainers_that_start_at_once_on_a_mac_the_elder_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, youth: int
+) -> None:
+    other = seen(70, 1, "python train.py")
+    other = replace(other, process=replace(other.process, started=youth))
+    monkeypatch.delenv("SOLORUN_SHARE_ACCELERATOR")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process, "census", lambda: (INIT, other))
+    monkeypatch.setattr("solorun.accelerator.read", lambda: Accelerators((MPS,)))
+    if youth:
+        require_accelerator("mps")
+        return
+    with pytest.raises(NotSafe, match=r"mps \(Apple GPU\) is used by PID 70 "):
+        require_accelerator("mps")
+    require_accelerator("cuda")
+    (tmp_path / "solorun.toml").write_text("share_accelerator = true")
+    require_accelerator("mps")
 
 
 def test_a_held_directory_is_left_to_the_claim_without_a_look_at_anything(
