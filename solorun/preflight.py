@@ -270,7 +270,8 @@ def require_safe_start(
 ) -> None:
     """What `start` asks before it claims a directory: would the run share an accelerator?
 
-    A held directory is passed over at once: the claim refuses it, and says who holds it.
+    Where sharing is allowed, nothing is asked and nothing told. A held directory is passed over at once: the claim
+    refuses it, and says who holds it.
 
     Args:
         directory: results directory of the start.
@@ -284,12 +285,12 @@ def require_safe_start(
     Raises:
         NotSafe: another run uses the accelerator that this one would use.
     """
-    if _is_held(directory):
+    if share_accelerator or settings.share_accelerator or is_shared(environment) or _is_held(directory):
         return
     table = process.census()
     mine = family(table, os.getpid())
     runs = trainings(table, mine)
-    if not (share_accelerator or settings.share_accelerator or is_shared(environment) or says_cpu(argv)):
+    if not says_cpu(argv):
         devices = accelerator.visible(accelerator.read().devices, environment)
         refuse(in_use(devices, runs, table, mine, shared=False))
     tell_of(runs, program_of(argv, str(cwd or Path.cwd())), tell)

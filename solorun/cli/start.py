@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from solorun.cli.places import current_settings
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--tmux", action="store_true", help="in a tmux session of its own")
     where.add_argument("--pane", metavar="PLACE", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--wait", action="store_true", help="queue behind the run that is there")
+    parser.add_argument("--share-accelerator", action="store_true", help="start although another run uses the device")
     parser.add_argument("--json", action="store_true", help="what became of it, for programs")
     parser.set_defaults(run=run)
 
@@ -42,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_command(tuple(arguments.command), Path.cwd(), os.environ, mode, entry)
     if arguments.pane:
         return _in_pane(plan, directory, settings, arguments)
+    plan = _sharing_nothing(plan, directory, settings, allowed=arguments.share_accelerator)
     if arguments.background:
         return _report(in_background(plan, directory, settings, wait=arguments.wait), directory, None, arguments.json)
     if arguments.tmux:
@@ -55,9 +58,21 @@ def run(arguments: argparse.Namespace) -> int:
     return ended.exit_code
 
 
-def _in_pane(plan: LaunchPlan, directory: Path, settings: Settings, arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
+def _sharing_nothing(plan: LaunchPlan, directory: Path, settings: Settings, *, allowed: bool) -> LaunchPlan:
+    """The plan, when it shares no accelerator, or may; its trainer, which looks for itself, is told that it may."""
+    from solorun.preflight import require_safe_start
+    from solorun.sharing import SHARE_VARIABLE
 
+    require_safe_start(
+        directory, plan.argv, settings,
+        share_accelerator=allowed, tell=lambda line: _say(f"warning: {line}"), cwd=plan.cwd, environment=plan.env,
+    )  # fmt: skip
+    if allowed or settings.share_accelerator:
+        return replace(plan, env={**plan.env, SHARE_VARIABLE: "1"})
+    return plan
+
+
+def _in_pane(plan: LaunchPlan, directory: Path, settings: Settings, arguments: argparse.Namespace) -> int:
     from solorun.tmux import enter_pane
 
     environment, reports, session = enter_pane(arguments.pane, os.environ)

@@ -44,7 +44,7 @@ def test_how_a_trainer_asks_for_its_accelerator() -> None:
 
 FLAGS = {
     "check": {"directories", "-h", "--help", "--json", "--share-accelerator"},
-    "start": {"directory", "-h", "--help", "--background", "--tmux", "--wait", "--json"},
+    "start": {"--share-accelerator", "directory", "-h", "--help", "--background", "--tmux", "--wait", "--json"},
     "attach": {"directory", "-h", "--help", "-n", "--lines", "--on-interrupt", "--tmux"},
     "status": {"places", "-h", "--help", "--json", "--exit-code", "--all-hosts"},
     "logs": {"directory", "-h", "--help", "-f", "--follow", "-n", "--lines"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -363,7 +364,7 @@ def test_a_start_is_refused_when_another_run_uses_the_accelerator(
         start_here(results)
     assert caught.value.exit_code == 4
     assert "--share-accelerator" in caught.value.next_step
-    assert len(start_here(results, share=True)) == 1
+    assert start_here(results, share=True) == []
     start_here(results, argv=("python3", "x.py", "--device", "cpu"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     start_here(results)
@@ -419,15 +420,43 @@ def test_of_two_trainers_that_start_at_once_on_a_mac_the_elder_goes_on(
 def test_a_held_directory_is_left_to_the_claim_without_a_look_at_anything(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("SOLORUN_SHARE_ACCELERATOR")
     monkeypatch.setattr(process, "census", lambda: pytest.fail("a refusal must come at once"))
     (results / "training.lock").write_text(f"{os.getpid()}\n")
     assert start_here(results) == []
 
 
 def test_the_same_program_is_told_of_as_such(results: Path, trainer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOLORUN_SHARE_ACCELERATOR")
+    monkeypatch.setattr("solorun.accelerator.read", Accelerators)
     # The trainer is a child of this process, and so would be of our own family.
     monkeypatch.setattr(preflight, "family", lambda *_: frozenset())
     (told,) = start_here(results, argv=process.argv(trainer))
     assert told.startswith(f"the same program runs on this machine already: PID {trainer} ")
     (told,) = start_here(results)
     assert told.startswith("another run shares this machine: PID ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS is not asked for CUDA")
+@pytest.mark.parametrize("how", [(), ("--background",)])
+def test_p24_start_does_not_share_a_gpu_unless_told_to(
+    spawn: Spawner, trainer: int, results: Path, a_gpu_used_by: Callable[[int], None], how: tuple[str, ...]
+) -> None:
+    a_gpu_used_by(trainer)
+    says = 'echo "shared: $SOLORUN_SHARE_ACCELERATOR"'
+    refused = spawn.solorun("start", results, *how, "--", "sh", "-c", says)
+    assert refused.wait() == 4
+    assert f"is used by PID {trainer} " in refused.text()
+    assert "next: wait for it, take another with CUDA_VISIBLE_DEVICES, or add --share-accelerator" in refused.text()
+    assert names(results) == set()
+    allowed = spawn.solorun("start", results, *how, "--share-accelerator", "--", "sh", "-c", says)
+    assert allowed.wait() == 0
+    wait_until(lambda: "shared: 1" in (results / "training.log").read_text())
+
+
+def test_p24_start_on_the_cpu_warns_of_the_other_run_and_goes_on(spawn: Spawner, trainer: int, results: Path) -> None:
+    assert trainer
+    environment = {"SOLORUN_SHARE_ACCELERATOR": "", "CUDA_VISIBLE_DEVICES": ""}
+    child = spawn.solorun("start", results, "--", "true", "--device", "cpu", env=environment)
+    assert child.wait() == 0
+    assert re.search(r"^solorun: warning: another run shares this machine: PID \d+ of ", child.text(), re.MULTILINE)
