@@ -268,6 +268,18 @@ def enter(
     Raises:
         OSError: the directory is missing, is not one, or may not be read.
     """
+    lock = seize(path, settle_s=settle_s)
+    if not isinstance(lock, DirectoryLock):
+        return lock
+    return _clear_the_way(lock, last_run, carriers)
+
+
+def seize(path: str | os.PathLike[str], *, settle_s: float = SETTLE_S) -> DirectoryLock | Busy | Unknown:
+    """Take the kernel's lock alone (step 1): no new run gets in, and what stands there stays as it is.
+
+    Raises:
+        OSError: the directory is missing, is not one, or may not be read.
+    """
     absolute = os.path.abspath(path)
     for _ in range(_ATTEMPTS):
         fd = os.open(absolute, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -281,7 +293,7 @@ def enter(
             return Busy()
         lock = DirectoryLock(absolute, fd, truth, settle_s=settle_s)
         if lock.is_in_place():  # a directory that was replaced meanwhile is not the one we locked
-            return _clear_the_way(lock, last_run, carriers)
+            return lock
         lock.close()
     return Unknown("the directory is replaced again and again")
 
@@ -336,7 +348,7 @@ def _clear_the_way(
     lock: DirectoryLock, last_run: Callable[[int], str | None], carriers: Callable[[str], list[ProcessId]]
 ) -> DirectoryLock | Refusal:
     try:
-        refusal = _refusal(lock, last_run, carriers)
+        refusal = make_way(lock, last_run, carriers)
     except BaseException:
         lock.close()
         raise
@@ -346,9 +358,12 @@ def _clear_the_way(
     return lock
 
 
-def _refusal(
-    lock: DirectoryLock, last_run: Callable[[int], str | None], carriers: Callable[[str], list[ProcessId]]
+def make_way(
+    lock: DirectoryLock,
+    last_run: Callable[[int], str | None],
+    carriers: Callable[[str], list[ProcessId]] = process.carriers,
 ) -> Refusal | None:
+    """Clear what is proven stale in a directory that is locked (steps 2 to 4); what stands in the way, else None."""
     record = read_owner(lock.fd)
     ours = record is not None
     for run_id in dict.fromkeys((record.run_id if record else None, last_run(lock.fd))):

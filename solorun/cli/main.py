@@ -18,6 +18,7 @@ _VERBS = {
     "status": "every run: state, step, rate, time left",
     "logs": "the log of a run; -f follows it",
     "stop": "end a run gracefully, and prove that it ended",
+    "recover": "a stale lock, a hung run, a fight, orphans: names it, ends it, cleans up",
     "notify": "send a test notice to everybody that solorun.toml names",
     "hosts": "the hosts of solorun.toml: do they answer, and what runs there",
 }

@@ -57,11 +57,11 @@ def next_steps(state: str, where: str) -> str:
     """What to type next in a state."""
     hints = {
         "running": f"solorun logs -f {where}   or   solorun stop {where}",
-        "silent": f"look: solorun logs {where}   then, if it hangs: solorun stop {where}",
-        "hung": f"solorun stop {where}",
+        "silent": f"look: solorun logs {where}   then, if it hangs: solorun recover {where}",
+        "hung": f"solorun recover {where}",
         "stale": f"solorun check {where}   clears it; so does the next start",
-        "orphaned": f"solorun stop {where}   ends what is left of it",
-        "contested": f"solorun stop {where}   then look who else writes there",
+        "orphaned": f"solorun recover {where}   ends what is left of it",
+        "contested": f"solorun recover {where}   finds and ends all who write there",
         "foreign": "ask on that host; from here nothing is touched",
         "unreadable": f"ls -la {where}",
     }

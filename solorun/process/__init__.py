@@ -15,6 +15,7 @@ from types import ModuleType
 
 from solorun.owner import Activity, Alive, Here, ProcessId, Sighting
 from solorun.process.census import Seen, enrich
+from solorun.process.openfiles import LOCAL_DISKS, OpenFile, kind_of_disk
 
 if sys.platform == "darwin":
     from solorun.process import darwin as _system
@@ -184,6 +185,49 @@ def open_directories(pid: int) -> list[str] | None:
     """Directories that a PID has open; None where that may not be told."""
     found: list[str] | None = _system.open_directories(pid)
     return found
+
+
+def files_open_below(pid: int, directory: str) -> tuple[OpenFile, ...]:
+    """Files below a directory that a process has open, as far as may be seen.
+
+    Args:
+        pid: which process.
+        directory: absolute, links resolved.
+    """
+    return tuple(_system.files_open_below(pid, directory))
+
+
+def flock_holders(device: int, inode: int) -> list[ProcessId]:
+    """Live processes, other than the caller, that hold the kernel's lock on this file, as far as may be seen."""
+    own = os.getpid()
+    found = (identify(pid) for pid in _system.pids() if pid != own and _system.has_flock(pid, device, inode))
+    return [process for process in found if process is not None]
+
+
+def answers(pid: int, number: int) -> str:
+    """What a process does with a signal: "ignored", "caught" or "default"; empty where it cannot be told."""
+    return str(_system.answers(pid, number))
+
+
+def foreign_disk(path: str) -> str:
+    """The kind of file system under a path where its locks may be another kernel's too; empty where they are not.
+
+    Args:
+        path: absolute, links resolved.
+    """
+    kind = kind_of_disk(path, _system.mounts())
+    return "" if kind in LOCAL_DISKS else kind or "unknown"
+
+
+def may_signal(process: ProcessId) -> bool:
+    """Whether the system lets the caller signal this process; also True when it is gone."""
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return True
 
 
 def argv(pid: int) -> tuple[str, ...]:

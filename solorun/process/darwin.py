@@ -17,8 +17,10 @@ from typing import Any
 
 from solorun.owner import Activity, Alive, Gone, Here, Sighting
 from solorun.process.census import Row
+from solorun.process.openfiles import OpenFile, writes_by_name
 
 _F_GETPATH = 50
+_PROC_PIDFDVNODEPATHINFO, _FWRITE = 2, 2
 _CTL_KERN, _KERN_PROC, _KERN_PROC_PID = 1, 14, 1
 
 
@@ -249,6 +251,53 @@ def environment_values(pid: int, names: tuple[str, ...], psutil: Any = None) -> 
 def has_open(pid: int, device: int, inode: int, psutil: Any = None) -> bool:  # noqa: ARG001 - one signature per platform
     """Whether the process has this file open. macOS does not list another process's directories: always False."""
     return False
+
+
+def _open_flags(pid: int, fd: int) -> int | None:
+    """How a descriptor of another process was opened; None when the kernel does not tell.
+
+    `struct vnode_fdinfowithpath` begins with `fi_openflags`, a 32-bit number with the kernel's FREAD and FWRITE.
+    """
+    answer = ctypes.create_string_buffer(4096)
+    try:
+        size = ctypes.CDLL(None).proc_pidfdinfo(pid, fd, _PROC_PIDFDVNODEPATHINFO, answer, len(answer))
+    except AttributeError:
+        return None
+    return int(struct.unpack_from("<I", answer.raw)[0]) if size >= 4 else None
+
+
+def files_open_below(
+    pid: int, directory: str, psutil: Any = None, open_flags: Callable[[int, int], int | None] = _open_flags
+) -> list[OpenFile]:
+    """Files below a directory that the process has open; none where that may not be read.
+
+    Where the kernel does not tell what a file was opened for, its name and the program's decide.
+    """
+    below = directory.rstrip("/") + "/"
+    found = []
+    for file in _ask(pid, "open_files", (), psutil):
+        if not file.path.startswith(below):
+            continue
+        flags = open_flags(pid, file.fd)
+        program = os.path.basename((argv(pid, psutil) or ("",))[0])
+        by_name = writes_by_name(os.path.basename(file.path), program)
+        found.append(OpenFile(file.path, by_name if flags is None else bool(flags & _FWRITE)))
+    return found
+
+
+def has_flock(pid: int, device: int, inode: int) -> bool:  # noqa: ARG001 - one signature per platform
+    """Whether the process holds a `flock` on this file; macOS does not tell: always False."""
+    return False
+
+
+def answers(pid: int, number: int) -> str:  # noqa: ARG001 - one signature per platform
+    """What a process does with a signal; macOS does not tell: always empty."""
+    return ""
+
+
+def mounts(psutil: Any = None) -> list[tuple[str, str]]:
+    """Mount point and kind of every file system."""
+    return [(part.mountpoint, part.fstype) for part in (psutil or _psutil()).disk_partitions(all=True)]
 
 
 def open_directories(pid: int) -> list[str] | None:  # noqa: ARG001 - one signature per platform

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from solorun.owner import Activity, Alive, Gone, Here, Sighting
 from solorun.process.census import Row
+from solorun.process.openfiles import OpenFile
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _DEAD = frozenset("ZXx")
@@ -216,6 +217,73 @@ def has_open(pid: int, device: int, inode: int) -> bool:
         if (seen.st_dev, seen.st_ino) == (device, inode):
             return True
     return False
+
+
+def files_open_below(pid: int, directory: str) -> list[OpenFile]:
+    """Files below a directory that the process has open; none where that may not be read.
+
+    Args:
+        pid: which process.
+        directory: absolute, links resolved.
+    """
+    below = directory.rstrip("/") + "/"
+    found = []
+    for fd in _descriptors(pid):
+        try:
+            path = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except OSError:  # closed meanwhile
+            continue
+        if path.startswith(below):
+            found.append(OpenFile(path, _opened_to_write(pid, fd)))
+    return found
+
+
+def _descriptors(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return []
+
+
+def _opened_to_write(pid: int, fd: str) -> bool:
+    for line in _read_bytes(f"/proc/{pid}/fdinfo/{fd}").splitlines():
+        if line.startswith(b"flags:"):
+            return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    return False
+
+
+def has_flock(pid: int, device: int, inode: int) -> bool:
+    """Whether the process holds a `flock` on this file or directory; False where it may not be read."""
+    for fd in _descriptors(pid):
+        try:
+            seen = os.stat(f"/proc/{pid}/fd/{fd}")
+        except OSError:
+            continue
+        if (seen.st_dev, seen.st_ino) == (device, inode) and b"FLOCK" in _read_bytes(f"/proc/{pid}/fdinfo/{fd}"):
+            return True
+    return False
+
+
+def answers(pid: int, number: int) -> str:
+    """What a process does with a signal: "ignored", "caught" or "default"; empty where it cannot be told."""
+    masks = {}
+    for line in _read_bytes(f"/proc/{pid}/status").splitlines():
+        name, _, value = line.partition(b":")
+        if name in (b"SigIgn", b"SigCgt"):
+            masks[name] = int(value, 16) >> (number - 1) & 1
+    if not masks:
+        return ""
+    return "ignored" if masks.get(b"SigIgn") else "caught" if masks.get(b"SigCgt") else "default"
+
+
+def mounts() -> list[tuple[str, str]]:
+    """Mount point and kind of every file system, in the order in which they were mounted."""
+    found = []
+    for line in _read_bytes("/proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(b" - ")
+        point = before.split()[4].decode("unicode_escape").encode("latin-1")  # a space is written as \040
+        found.append((os.fsdecode(point), after.split()[0].decode()))
+    return found
 
 
 def open_directories(pid: int) -> list[str] | None:

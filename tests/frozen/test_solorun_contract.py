@@ -51,6 +51,7 @@ FLAGS = {
     "hosts": {"-h", "--help", "--json"},
     "stop": {"directory", "-h", "--help", "--grace", "--kill", "--waiting"},
     "notify": {"-h", "--help"},
+    "recover": {"directory", "-h", "--help", "--dry-run", "--kill", "--yes", "--grace", "--json"},
 }
 
 
@@ -96,6 +97,21 @@ def test_the_kinds_of_findings() -> None:
     assert set(KINDS.values()) >= {
         "lock in use", "stale lock cleared", "other training", "same program elsewhere", "orphan", "low memory",
         "low disk", "accelerator in use", "accelerator unknown",
+    }  # fmt: skip
+
+
+def test_the_keys_of_recover_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["recover", "--json", "--dry-run", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {
+        "schema", "directory", "scenario", "evidence", "claimants", "plan", "done", "still_running", "quarantine",
+        "quarantined", "taken_by",
+    }  # fmt: skip
+    from solorun.scenario import NAMES
+
+    assert set(NAMES.values()) >= {
+        "nothing to do", "healthy", "stale lock", "hung run", "fighting", "orphaned workers", "unguarded run",
+        "abandoned container", "torn files", "out of reach",
     }  # fmt: skip
 
 

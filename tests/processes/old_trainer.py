@@ -1,13 +1,15 @@
 """A faithful stand-in of the first trainers' lock, from its description: PID file, exists? alive? write, unlink.
 
 It has every defect that its description tells: check then create, `kill(pid, 0)` denied is "dead", an unreadable
-file is "corrupt" and removed, released without looking whose it is. Usage: old_trainer.py DIR SECONDS.
+file is "corrupt" and removed, released without looking whose it is. Usage: old_trainer.py DIR SECONDS [work].
+With `work` it keeps its log open and writes checkpoints in place, as the first trainers do.
 """
 
 import contextlib
 import os
 import sys
 import time
+import zipfile
 
 
 class OldLock:
@@ -36,6 +38,19 @@ class OldLock:
             os.remove(self.path)
 
 
+def work(directory, seconds):
+    """Steps and log lines, and now and then a checkpoint, written in place under its final name."""
+    end, step = time.monotonic() + seconds, 0
+    with open(os.path.join(directory, "training.log"), "a", buffering=1) as log:
+        while time.monotonic() < end:
+            step += 1
+            log.write(f"PID {os.getpid()} step {step}\n")
+            if step % 20 == 1:
+                with zipfile.ZipFile(os.path.join(directory, f"checkpoint_{step}.pt"), "w") as file:
+                    file.writestr("data", os.urandom(2000))
+            time.sleep(0.02)
+
+
 if __name__ == "__main__":
     lock = OldLock(sys.argv[1])
     if not lock.acquire():
@@ -43,7 +58,10 @@ if __name__ == "__main__":
         sys.exit(1)
     print("acquired", flush=True)
     try:
-        time.sleep(float(sys.argv[2]))
+        if sys.argv[3:] == ["work"]:
+            work(sys.argv[1], float(sys.argv[2]))
+        else:
+            time.sleep(float(sys.argv[2]))
     except KeyboardInterrupt:
         pass
     finally:

@@ -1,0 +1,257 @@
+"""What is wrong with a results directory: the scenarios of a recovery, and the verdict that names one. All pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from solorun.claimants import Claimant
+from solorun.owner import Foreign as OwnedElsewhere
+from solorun.owner import Here, Owner, Unknown, Verdict
+from solorun.rundir import EVENTS, LABEL, LOG, METRICS, OUTPUT, OWNER, PID, PROGRESS, RUN
+from solorun.runstate import Contested, Hung, Idle, Left, Orphaned, Running, RunState, Silent, Unreadable
+from solorun.torn import Damaged
+from solorun.wording import command_line
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToDo:
+    """No run, no lock, no torn file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Healthy:
+    """One run holds the directory and moves."""
+
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class StaleLock:
+    """A lock whose owner is proven dead."""
+
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class HungRun:
+    """One run holds the directory and does not move.
+
+    Args:
+        claimant: it.
+        proof: what was seen.
+        certain: False for a run that makes no progress but still does something: a long step looks the same.
+    """
+
+    claimant: Claimant
+    proof: str
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fighting:
+    """Several runs, or strays, work in the directory at once."""
+
+    claimants: tuple[Claimant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanedWorkers:
+    """The run is over, and processes of it live."""
+
+    claimant: Claimant
+
+
+@dataclass(frozen=True, slots=True)
+class Unguarded:
+    """One process trains here without the lock, so that the next start would fight it."""
+
+    claimant: Claimant
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonedContainer:
+    """The record of a container that is gone: the same kernel, and nobody holds the kernel's lock."""
+
+    owner: Owner
+    proofs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TornFiles:
+    """No run and no lock, but files that no run should read."""
+
+    files: tuple[Damaged, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfReach:
+    """Its owner cannot be judged, or not be signalled, from here. Unreachable is never dead."""
+
+    reason: str
+    next_step: str
+    proofs: tuple[str, ...] = ()
+
+
+Scenario = (
+    NothingToDo
+    | Healthy
+    | StaleLock
+    | HungRun
+    | Fighting
+    | OrphanedWorkers
+    | Unguarded
+    | AbandonedContainer
+    | TornFiles
+    | OutOfReach
+)
+
+NAMES: Mapping[type[Scenario], str] = {
+    NothingToDo: "nothing to do", Healthy: "healthy", StaleLock: "stale lock", HungRun: "hung run",
+    Fighting: "fighting", OrphanedWorkers: "orphaned workers", Unguarded: "unguarded run",
+    AbandonedContainer: "abandoned container", TornFiles: "torn files", OutOfReach: "out of reach",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was seen in and around one directory.
+
+    Args:
+        state: as `solorun status` names it.
+        verdict: who holds it by label and record.
+        claimants: who works in it.
+        files: torn ones.
+        is_locked: whether some process holds the kernel's lock.
+        disk: kind of file system whose locks may be another kernel's; empty for a local one.
+        untouchable: users of claimants that the caller may not signal.
+        here: the place that this was seen from.
+    """
+
+    state: RunState
+    verdict: Verdict
+    claimants: tuple[Claimant, ...]
+    files: tuple[Damaged, ...]
+    is_locked: bool
+    disk: str
+    untouchable: tuple[str, ...]
+    here: Here
+
+
+def diagnose(facts: Facts) -> Scenario:
+    """Name the scenario that the facts show."""
+    verdict = facts.verdict
+    if isinstance(verdict, OwnedElsewhere):
+        return _elsewhere(facts, verdict)
+    if isinstance(verdict, Unknown):
+        return OutOfReach(verdict.reason, "")
+    if isinstance(facts.state, Unreadable):
+        return OutOfReach(facts.state.reason, "look again in a moment")
+    if facts.untouchable:
+        users = ", ".join(facts.untouchable)
+        proofs = tuple(clause for one in facts.claimants for clause in one.evidence)
+        reason = f"processes of {users} work in it, and the system does not let you signal them"
+        return OutOfReach(reason, f"ask {users}, or use an account that may", proofs)
+    if len(facts.claimants) > 1 and not all(one.tied for one in facts.claimants):
+        return _untied(next(one for one in facts.claimants if not one.tied))
+    if len(facts.claimants) > 1:
+        return Fighting(facts.claimants)
+    return _one_claimant(facts, facts.claimants[0]) if facts.claimants else _no_claimant(facts)
+
+
+def _elsewhere(facts: Facts, verdict: OwnedElsewhere) -> Scenario:
+    owner = verdict.owner
+    place = owner.process.here
+    ask_there = f"ask on host {place.host}, where its PID means something"
+    if not facts.here.boot or place.boot != facts.here.boot:
+        return OutOfReach(verdict.reason, ask_there)
+    if facts.claimants:
+        alive = tuple(clause for one in facts.claimants for clause in one.evidence)
+        return OutOfReach("its run lives in a container of this machine", "end it from within its container", alive)
+    if facts.disk:
+        reason = f"{verdict.reason}, and on a {facts.disk} file system the kernel's lock proves nothing"
+        return OutOfReach(reason, ask_there)
+    if facts.is_locked:
+        reason = "its run lives in another PID namespace (container) of this machine: the kernel's lock is held"
+        return OutOfReach(reason, "end it from within its container")
+    return AbandonedContainer(
+        owner,
+        (
+            f"run {owner.run_id} was started in another PID namespace (container) of host {place.host}",
+            "this is the same boot of the same kernel, and the directory is on a local disk",
+            "nobody holds the kernel's lock on the directory, in any namespace: no process of the run is left",
+        ),
+    )
+
+
+def _untied(claimant: Claimant) -> OutOfReach:
+    pid = claimant.leader.pid
+    return OutOfReach(
+        f"training.lock names the live PID {pid}, and nothing else ties that process to the directory",
+        f"look at it: ps -fp {pid}   if it does train here: solorun stop, which asks whom the label names",
+        (f"PID {pid} of {claimant.user}: {command_line(claimant.argv)}",),
+    )
+
+
+def _one_claimant(facts: Facts, claimant: Claimant) -> Scenario:
+    match facts.state:
+        case _ if not claimant.tied:
+            return _untied(claimant)
+        case Running(owner=owner):
+            return Healthy(owner)
+        case Hung(proof=proof):
+            return HungRun(claimant, proof, certain=True)
+        case Silent(evidence=text):
+            return HungRun(claimant, text, certain=False)
+        case Contested():  # two PIDs of one tree: a launcher hands over to its trainer
+            return OutOfReach("one run is handing the directory over within itself", "look again in a moment")
+        case Orphaned():
+            return OrphanedWorkers(claimant)
+        case _:
+            return Unguarded(claimant)
+
+
+def _no_claimant(facts: Facts) -> Scenario:
+    match facts.state:
+        case Left(proof=proof):
+            return StaleLock(proof) if not facts.is_locked else _unseen_holder()
+        case Idle() if facts.is_locked:
+            return _unseen_holder()
+        case Idle():
+            return TornFiles(facts.files) if facts.files else NothingToDo()
+        case _:
+            reason = "you are within the run that holds it: a recovery would end itself"
+            return OutOfReach(reason, "type it in another terminal")
+
+
+def _unseen_holder() -> OutOfReach:
+    reason = "a process that cannot be seen from here holds the kernel's lock on it"
+    return OutOfReach(reason, "look again in a moment; else it lives in a container, or is another user's")
+
+
+_NEVER_MIXED = frozenset({LABEL, OWNER, PID, RUN, EVENTS, PROGRESS})
+_APPENDED = (LOG, OUTPUT, METRICS)
+
+
+def mixed(claimants: tuple[Claimant, ...], written: Mapping[str, float]) -> tuple[Damaged, ...]:
+    """Files that more than one claimant wrote to.
+
+    Args:
+        claimants: of the fight.
+        written: modification times by file name, seconds since the epoch.
+    """
+    writers: dict[str, list[int]] = {}
+    for one in claimants:
+        for name in one.files:
+            writers.setdefault(name, []).append(one.leader.pid)
+    found = {
+        name: f"PIDs {' and '.join(map(str, pids))} wrote to it at once"
+        for name, pids in writers.items()
+        if len(pids) > 1 and name not in _NEVER_MIXED
+    }
+    # A trainer that opens its log for each line is never seen with it open.
+    fight_began = sorted(one.born for one in claimants)[1] if len(claimants) > 1 else float("inf")
+    for name in _APPENDED:
+        if name not in writers and written.get(name, 0.0) > fight_began:
+            found[name] = "it was written to while they fought"
+    return tuple(Damaged(name, why) for name, why in sorted(found.items()))
