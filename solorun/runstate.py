@@ -169,13 +169,18 @@ def _own_progress(evidence: Evidence, owner: Owner) -> Progress | None:
 def _hang_verdict(evidence: Evidence, owner: Owner, now: float, settings: Settings) -> HangVerdict | None:
     progress = _own_progress(evidence, owner)
     quiet, limit = quiet_for(progress, evidence.log_age_s, owner.since, now), silence_limit(progress, settings)
-    what = f"no progress in phase {progress.phase}" if progress else "the log has not grown"
-    silence = f"{what} for {ago(quiet)} (usual: under {ago(limit)})"
+    silence = silence_in_words(progress, quiet, limit)
     if evidence.looks is not None:
         return judge_hang(evidence.looks, quiet, limit, silence)
     if isinstance(evidence.sighting, Alive) and evidence.sighting.state in ("T", "t"):
         return Certain(suspended(owner.process.pid, evidence.sighting.state))
     return Busy(silence) if quiet > limit else None
+
+
+def silence_in_words(progress: Progress | None, quiet_s: float, limit_s: float) -> str:
+    """That a run has been quiet for too long, as a person reads it."""
+    what = f"no progress in phase {progress.phase}" if progress else "the log has not grown"
+    return f"{what} for {ago(quiet_s)} (usual: under {ago(limit_s)})"
 
 
 def needs_second_look(evidence: Evidence, now: float, settings: Settings) -> bool:

@@ -10,119 +10,33 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solorun import process
+from solorun import disk, memory, process
+from solorun.alerts import Observation, alerts
 from solorun.claim import Claim
+from solorun.footprint import Footprint
+from solorun.hang import HangVerdict, Looks, Working, is_still, judge_hang
 from solorun.logs import LogFile
-from solorun.owner import Alive, Owner
+from solorun.members import members
+from solorun.memory import Memory
+from solorun.owner import Activity, Alive, Owner, ProcessId
 from solorun.progress import Progress, read_progress
 from solorun.record import RunRecord, State, journal, read_record
 from solorun.rundir import LOG, checkpoint_files
-from solorun.runstate import silence_limit
+from solorun.runstate import silence_in_words, silence_limit
 from solorun.settings import NotifyEntry, Settings
-from solorun.wording import ago, printable, size
+from solorun.wording import ago, printable
 
 if TYPE_CHECKING:
     import subprocess
 
 _PATIENCE_S = 35.0
 _OVERSLEPT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What was seen of a living run.
-
-    Args:
-        pid: of the training process.
-        suspended: it was stopped by a signal, and takes no step until it is woken.
-        quiet_s: seconds since it was last seen to move.
-        usual_s: seconds after which that is too long in this phase.
-        phase: what it does; empty for a run that reports nothing.
-        step: steps done; None likewise.
-        free: bytes that its disk still takes.
-        checkpoint: bytes of its newest checkpoint; 0 when there is none.
-    """
-
-    pid: int
-    suspended: bool
-    quiet_s: float
-    usual_s: float
-    phase: str
-    step: int | None
-    free: int
-    checkpoint: int
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """One thing to warn of.
-
-    Args:
-        occasion: hang, memory or disk.
-        text: one line for people.
-        facts: the same for programs.
-    """
-
-    occasion: str
-    text: str
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Alerts:
-    """What has changed since the last look.
-
-    Args:
-        new: to be told now.
-        over: occasions that were told before and have passed.
-    """
-
-    new: tuple[Alert, ...]
-    over: frozenset[str]
-
-
-def alerts(seen: Observation, told: frozenset[str], settings: Settings) -> Alerts:
-    """Decide what to warn of: each occasion once, until it has passed by a margin.
-
-    Args:
-        seen: at this look.
-        told: occasions that were warned of and have not passed.
-        settings: thresholds.
-    """
-    found = (_hang(seen), _disk(seen, settings))
-    new = tuple(alert for alert in found if alert is not None and alert.occasion not in told)
-    still = {alert.occasion for alert in found if alert is not None}
-    return Alerts(new, frozenset(one for one in told - still if _has_passed(one, seen, settings)))
-
-
-def _hang(seen: Observation) -> Alert | None:
-    facts = {"pid": seen.pid, "quiet_s": round(seen.quiet_s, 1), "usual_s": round(seen.usual_s, 1),
-             "phase": seen.phase, "step": seen.step}  # fmt: skip
-    if seen.suspended:
-        return Alert("hang", f"hangs: PID {seen.pid} is suspended (state T); kill -CONT {seen.pid} wakes it", facts)
-    if seen.quiet_s <= seen.usual_s:
-        return None
-    what = f"no progress in phase {printable(seen.phase)}" if seen.phase else "the log has not grown"
-    at = "" if seen.step is None else f" at step {seen.step}"
-    usual = f"usual is under {ago(seen.usual_s)}"
-    return Alert("hang", f"may hang{at}: {what} for {ago(seen.quiet_s)} ({usual}), PID {seen.pid}", facts)
-
-
-def _disk(seen: Observation, settings: Settings) -> Alert | None:
-    if not seen.checkpoint or seen.free >= settings.disk_low_checkpoints * seen.checkpoint:
-        return None
-    room = f"{size(seen.free)} left, the newest checkpoint has {size(seen.checkpoint)}"
-    facts = {"free": seen.free, "checkpoint": seen.checkpoint}
-    return Alert("disk", f"disk low: room for {seen.free / seen.checkpoint:.1f} more checkpoints ({room})", facts)
-
-
-def _has_passed(occasion: str, seen: Observation, settings: Settings) -> bool:
-    """Whether something that is not bad any more is good by a margin, so that it does not come and go."""
-    if occasion == "disk":
-        return seen.free >= (settings.disk_low_checkpoints + 1) * seen.checkpoint
-    return True
+_SAMPLE_EVERY_S = 0.5
+_AGAIN_S = 600.0
+_MEMORY_SHARE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +89,7 @@ class Watchdog:
         settings: thresholds, and whom to tell.
         environment: for who delivers notices, without the guard's own variables.
         clock: seconds that never go back.
+        read_memory: looks at the machine's memory.
     """
 
     def __init__(
@@ -183,6 +98,7 @@ class Watchdog:
         settings: Settings,
         environment: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
+        read_memory: Callable[[], Memory | None] = memory.read,
     ) -> None:
         self._claim = claim
         self._settings = settings
@@ -190,9 +106,14 @@ class Watchdog:
         self._clock = clock
         # Of our own, so that the run's end can be looked up after the lock was let go.
         self._fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=claim.lock.fd)
-        self._told: frozenset[str] = frozenset()
+        self._told: dict[str, float] = {}
         self._looked_at = self._moved_at = clock()
+        self._sample_at = self._memory_at = 0.0
         self._last_sign: tuple[object, ...] = ()
+        self._first_look: Mapping[int, Activity | None] | None = None
+        self._read_memory = read_memory
+        self._memory: Memory | None = None
+        self._footprint = Footprint(self._members)
         self._couriers: list[subprocess.Popen[bytes]] = []
         self._broken = False
         self._reachable: tuple[NotifyEntry, ...] | None = None
@@ -201,11 +122,14 @@ class Watchdog:
         """Look, if it is time to. Costs microseconds when it is not, and never raises."""
         now = self._clock()
         since = now - self._looked_at
-        if since < self._settings.watch_every_s or self._broken:
+        due = since >= self._settings.watch_every_s
+        if self._broken or not (due or now >= self._sample_at):
             return
-        self._looked_at = now
         try:
-            self._look(now, since)
+            self._sample(now)
+            if due:
+                self._looked_at = now
+                self._look(now, since)
         except OSError:  # such as a file server that restarts: the next look may succeed
             return
         except Exception as error:  # watching must not end what is watched
@@ -237,18 +161,29 @@ class Watchdog:
             os.close(self._fd)
         self._fd = -1
 
+    def _sample(self, now: float) -> None:
+        self._sample_at = now + _SAMPLE_EVERY_S
+        progress = self._progress()
+        if progress is not None:  # without phases nothing can be forecast
+            self._footprint.sample(progress.phase, now)
+
+    def _members(self) -> list[ProcessId]:
+        return members(self._claim.owner, self._claim.run_id)
+
     def _look(self, now: float, since: float) -> None:
         owner = self._claim.owner
         if owner is None:
             return
         self._whom()
-        seen = self._observe(owner, now, since)
-        found = alerts(seen, self._told, self._settings)
-        self._told = (self._told | {alert.occasion for alert in found.new}) - found.over
+        found = alerts(self._observe(owner, now, since), frozenset(self._told), self._settings)
         for occasion in sorted(found.over):
-            self._say(f"solorun: {_PASSED[occasion]}")
-            self._note("passed", occasion=occasion)
+            # What comes and goes, as the pressure on memory does, is not told every few seconds.
+            if occasion == "hang" or now - self._told[occasion] >= _AGAIN_S:
+                del self._told[occasion]
+                self._say(f"solorun: {_PASSED[occasion]}")
+                self._note("passed", occasion=occasion)
         for alert in found.new:
+            self._told[alert.occasion] = now
             self._say(f"solorun: WARNING: {alert.text}")
             self._note("warned", occasion=alert.occasion, text=alert.text, **alert.facts)
             self._send(alert.occasion, alert.text, alert.facts)
@@ -259,20 +194,45 @@ class Watchdog:
         sign = _sign(progress, self._fd)
         # Counted by our own looks: a clock that was set, a machine or a supervisor that slept, must not alarm anybody.
         overslept = since > 2 * self._settings.watch_every_s + _OVERSLEPT_S
+        if overslept:
+            self._first_look = None
         if sign != self._last_sign or overslept:
             self._moved_at, self._last_sign = now, sign
-        sighting = process.probe(owner.process.pid)
-        disk = os.fstatvfs(self._fd)
+        seen = self._see_memory(now)
+        path = self._path()
         return Observation(
             pid=owner.process.pid,
-            suspended=isinstance(sighting, Alive) and sighting.state == "T",
+            verdict=self._judge(owner, progress, now - self._moved_at, since),
             quiet_s=now - self._moved_at,
-            usual_s=silence_limit(progress, self._settings),
             phase=progress.phase if progress else "",
             step=progress.step if progress else None,
-            free=disk.f_bavail * disk.f_frsize,
-            checkpoint=next((file.size for file in checkpoint_files(self._fd)), 0),
+            memory=seen,
+            shortfall=self._footprint.shortfall(seen.available) if seen and progress else None,
+            room=disk.read(Path(path)) if path else None,
         )
+
+    def _judge(self, owner: Owner, progress: Progress | None, quiet_s: float, since: float) -> HangVerdict:
+        """Only a run that seems not to move is looked at closely, from one look to the next."""
+        limit_s = silence_limit(progress, self._settings)
+        sighting = process.probe(owner.process.pid)
+        if quiet_s <= limit_s and not (isinstance(sighting, Alive) and is_still(sighting.state)):
+            self._first_look = None
+            return Working()
+        # Asked anew each time: a worker that we did not know could be the one that works.
+        second = {member.pid: process.activity(member.pid) for member in self._members()}
+        first, self._first_look = self._first_look, second
+        if first is None:
+            return Working()
+        looks = Looks(owner.process.pid, first, second, round(since, 1), process.background(since))
+        return judge_hang(looks, quiet_s, limit_s, silence_in_words(progress, quiet_s, limit_s))
+
+    def _see_memory(self, now: float) -> Memory | None:
+        """The machine's memory; where looking takes long, as by the commands of macOS, less often."""
+        if now >= self._memory_at:
+            began = time.monotonic()
+            self._memory = self._read_memory()
+            self._memory_at = now + (time.monotonic() - began) / _MEMORY_SHARE
+        return self._memory
 
     def _progress(self) -> Progress | None:
         progress = read_progress(self._fd)

@@ -25,7 +25,15 @@ NOTICED = """
 on = ["end", "crash", "hang", "memory", "disk"]
 command = ["./tell"]
 """
-WATCHED = "watch_every_s = 0.1\nsilent_unknown_s = 0.8\nsilent_floor_s = 0.8\nsettle_s = 0\n"
+WATCHED = """
+watch_every_s = 0.1
+silent_unknown_s = 0.8
+silent_floor_s = 0.8
+settle_s = 0
+memory_low = 0
+disk_low_checkpoints = 0
+"""
+"""A machine that is short of memory or disk by itself must not be told in every test."""
 
 
 @pytest.fixture
@@ -128,7 +136,7 @@ def test_a_silent_run_is_told_while_it_lives_and_only_once(spawn: Spawner, home:
     wait_until(lambda: told(home))
     assert told(home)[0]["occasion"] == "hang"
     assert "the log has not grown" in told(home)[0]["text"]
-    assert "solorun: WARNING: may hang" in child.wait_for("WARNING")
+    assert "solorun: WARNING: hangs" in child.wait_for("WARNING")
     wait_until(lambda: "notified" in events(home / "run"))
     child.signal(signal.SIGINT)
     child.wait()
@@ -162,6 +170,18 @@ def small_disk(home: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+def test_low_memory_is_told_while_the_run_lives(spawn: Spawner, home: Path) -> None:
+    toml = home / "solorun.toml"
+    toml.write_text(toml.read_text().replace("memory_low = 0", "memory_low = 1"))  # no machine has all of it free
+    child = start(spawn, home, STEPS, "forever")
+    wait_until(lambda: told(home))
+    assert told(home)[0]["occasion"] == "memory"
+    assert "memory low: " in told(home)[0]["text"]
+    child.wait_for("solorun: WARNING: memory low: ")
+    child.signal(signal.SIGINT)
+    child.wait()
+
+
 @pytest.mark.usefixtures("small_disk")
 def test_a_disk_that_fills_up_is_told_while_the_run_lives(spawn: Spawner, home: Path) -> None:
     code = """
@@ -174,6 +194,8 @@ while True:
     print("step", flush=True)
     time.sleep(0.1)
 """
+    toml = home / "solorun.toml"
+    toml.write_text(toml.read_text().replace("disk_low_checkpoints = 0", "disk_low_checkpoints = 2"))
     child = start(spawn, home, code)
     wait_until(lambda: told(home))
     assert told(home)[0]["occasion"] == "disk"
