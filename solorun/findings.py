@@ -88,12 +88,20 @@ class LockInUse:
     directory: Path
     state: str
     detail: str
+    pid: int | None = None
+    user: str | None = None
     severity: Severity = "blocks"
+
+    @property
+    def situation(self) -> str:
+        """State, holder and detail."""
+        holder = "" if self.pid is None else f", PID {self.pid}" + (f" of {self.user}" if self.user else "")
+        return f"{self.state}{holder}: {self.detail}"
 
     @property
     def what(self) -> str:
         """One line."""
-        return f"{self.directory}  {self.state}: {self.detail}"
+        return f"{self.directory}  {self.situation}"
 
     @property
     def next_step(self) -> str:
@@ -245,8 +253,9 @@ class AcceleratorInUse:
         """What to do."""
         if self.severity != "blocks":
             return ""
-        other = "take another with CUDA_VISIBLE_DEVICES, " if self.device.startswith("cuda") else ""
-        return f"wait for it, {other}or add --share-accelerator"
+        if self.device.startswith("cuda"):
+            return "wait, set CUDA_VISIBLE_DEVICES to another, or add --share-accelerator"
+        return "wait for it, or add --share-accelerator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +312,7 @@ def as_facts(finding: Finding) -> dict[str, object]:
         "what": finding.what,
         "next": finding.next_step,
         "directory": None if directory is None else str(directory),
-        "pid": who.pid if who else None,
-        "user": (who.user or None) if who else None,
+        "pid": who.pid if who else getattr(finding, "pid", None),
+        "user": (who.user or None) if who else getattr(finding, "user", None),
         "command": list(who.argv) if who else [],
     }

@@ -223,7 +223,7 @@ def judge(sight: Sight, settings: Settings) -> tuple[Finding, ...]:
     found: list[Finding] = []
     for one in sight.directories:
         if isinstance(one, Unsafe):
-            found.append(LockInUse(one.directory, str(one.row["state"]), str(one.row["detail"])))
+            found.append(_lock_in_use(one))
         elif one.cleared:
             found.append(StaleCleared(one.directory, one.cleared))
     found += _neighbours(sight)
@@ -236,6 +236,14 @@ def judge(sight: Sight, settings: Settings) -> tuple[Finding, ...]:
     if sight.accelerators.problem:
         found.append(AcceleratorUnknown(sight.accelerators.problem))
     return tuple(found)
+
+
+def _lock_in_use(one: Unsafe) -> LockInUse:
+    pid, user = one.row.get("pid"), one.row.get("user")
+    return LockInUse(
+        one.directory, str(one.row["state"]), str(one.row["detail"]),
+        pid if isinstance(pid, int) else None, user if isinstance(user, str) else None,
+    )  # fmt: skip
 
 
 def _neighbours(sight: Sight) -> list[Finding]:

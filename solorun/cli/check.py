@@ -93,7 +93,7 @@ def _report(sight: Sight, findings: tuple[Finding, ...]) -> list[str]:
     runs = _of(findings, OtherTraining, SameProgramElsewhere)
     gone = _of(findings, OrphanLeft)
     used = _of(findings, AcceleratorInUse, AcceleratorUnknown)
-    devices = ", ".join(map(_device, sight.accelerators.devices)) or "none"
+    devices = [*map(_device, sight.accelerators.devices)] or ["none"]
     rooms = _rooms(sight.rooms)
     lines = _section("directories", seen, _of(findings, LockInUse, StaleCleared))
     if not sight.whole_machine:
@@ -103,8 +103,7 @@ def _report(sight: Sight, findings: tuple[Finding, ...]) -> list[str]:
     lines += _section("orphans", "none" if not gone else str(len(gone)), gone)
     told_of_memory = describe(sight.memory) if sight.memory else "cannot be told"
     lines += _section("memory", told_of_memory, _of(findings, LowMemory))
-    lines += _section("disk", rooms[0], ()) + [f"{'':16}{room}" for room in rooms[1:]]
-    lines += [line for finding in _of(findings, LowDisk) for line in _finding(finding)]
+    lines += _section("disk", rooms, _of(findings, LowDisk))
     return lines + _section("accelerator", devices, used)
 
 
@@ -112,15 +111,17 @@ def _of(findings: tuple[Finding, ...], *kinds: type[Finding]) -> tuple[Finding, 
     return tuple(finding for finding in findings if isinstance(finding, kinds))
 
 
-def _section(name: str, seen: str, findings: tuple[Finding, ...]) -> list[str]:
-    return [f"{name:16}{seen}", *(line for finding in findings for line in _finding(finding))]
+def _section(name: str, seen: str | list[str], findings: tuple[Finding, ...]) -> list[str]:
+    first, *more = [seen] if isinstance(seen, str) else seen
+    lines = [f"{name:16}{first}", *(f"{'':16}{line}" for line in more)]
+    return lines + [line for finding in findings for line in _finding(finding)]
 
 
 def _finding(finding: Finding) -> list[str]:
     text, following = finding.what, finding.next_step
     if isinstance(finding, LockInUse):
         where = typed(finding.directory)
-        text, following = f"{where}  {finding.state}: {finding.detail}", next_steps(finding.state, where)
+        text, following = f"{where}  {finding.situation}", next_steps(finding.state, where)
     elif isinstance(finding, StaleCleared):
         text = f"{typed(finding.directory)}  stale lock cleared: {finding.proof}"
     lines = textwrap.wrap(

@@ -243,13 +243,14 @@ def test_check_tells_safe_or_not_by_words_json_and_exit_status(say: Say, results
     (results / "training.lock").write_text(f"{os.getpid()}\n")
     said = say("check", results)
     assert said.code == 4
-    assert "\n  NOT SAFE  results/mine  running: reports no steps\n    next: solorun logs -f results/mine" in said.out
+    assert f"\n  NOT SAFE  results/mine  running, PID {os.getpid()} of " in said.out
+    assert ": reports no steps\n    next: solorun logs -f results/mine" in said.out
     assert said.out.endswith("\nNOT SAFE: 1 finding\n")
     said = say("check", "--json", results)
     found = json.loads(said.out)
     assert (said.code, found["schema"], found["safe"]) == (4, 1, False)
     assert found["directories"][0]["pid"] == os.getpid()
-    assert found["findings"][0]["kind"] == "lock in use"
+    assert (found["findings"][0]["kind"], found["findings"][0]["pid"]) == ("lock in use", os.getpid())
     (results / "training.lock").unlink()
     found = json.loads(say("check", "--json", results).out)
     assert found["directories"] == [{"directory": str(results), "safe": True, "cleared": ""}]

@@ -228,7 +228,7 @@ def test_on_mps_every_training_run_blocks_unless_it_says_that_it_is_on_the_cpu()
 def test_memory_on_the_device_and_the_way_out_are_told() -> None:
     (found,) = on_cuda(False)
     assert found.what.startswith("1.0 GiB of cuda 0 (H100) is used by PID 70 of ada: python train.py in /p")
-    assert found.next_step == "wait for it, take another with CUDA_VISIBLE_DEVICES, or add --share-accelerator"
+    assert found.next_step == "wait, set CUDA_VISIBLE_DEVICES to another, or add --share-accelerator"
 
 
 # Real processes.
@@ -447,7 +447,7 @@ def test_p24_start_does_not_share_a_gpu_unless_told_to(
     refused = spawn.solorun("start", results, *how, "--", "sh", "-c", says)
     assert refused.wait() == 4
     assert f"is used by PID {trainer} " in refused.text()
-    assert "next: wait for it, take another with CUDA_VISIBLE_DEVICES, or add --share-accelerator" in refused.text()
+    assert "next: wait, set CUDA_VISIBLE_DEVICES to another, or add --share-accelerator" in refused.text()
     assert names(results) == set()
     allowed = spawn.solorun("start", results, *how, "--share-accelerator", "--", "sh", "-c", says)
     assert allowed.wait() == 0
