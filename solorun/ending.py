@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from solorun import process
-from solorun.claimants import Claimant
+from solorun.grouping import Claimant
 from solorun.owner import ProcessId
 
 _POLL_S = 0.05
@@ -68,6 +68,8 @@ def end_all(
     claimants: Iterable[Claimant],
     patience: Patience,
     *,
+    ask: Iterable[Claimant] | None = None,
+    asked: Callable[[Claimant, ProcessId, int], None] = lambda _one, _whom, _number: None,
     tell: Callable[[str], None] = lambda _line: None,
     while_waiting: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
@@ -78,6 +80,8 @@ def end_all(
     Args:
         claimants: whom.
         patience: how far to go.
+        ask: those of them that have not been asked yet; None for all.
+        asked: called for each process that was asked, with the signal.
         tell: told in one line what is going on.
         while_waiting: called at every look.
         clock: monotonic seconds.
@@ -87,10 +91,11 @@ def end_all(
         PermissionError: one of them belongs to another user; some may have been asked by then.
     """
     everyone = tuple(claimants)
-    for one in everyone:
+    for one in everyone if ask is None else ask:
         for whom, number in one.ask:
             tell(f"asking PID {whom.pid} to stop ({process.signal_name(number)})")
-            process.send(whom, number)
+            if process.send(whom, number):
+                asked(one, whom, number)
     sent, since = int(signal.SIGINT), clock()
     while True:
         while_waiting()

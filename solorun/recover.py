@@ -5,103 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import lock, process, torn
-from solorun.claimants import Claimant, find
+from solorun.claimants import find
 from solorun.ending import Patience, end_all
 from solorun.errors import Refused, SolorunError, directory_problem
+from solorun.grouping import Claimant
 from solorun.label import clear, look_at, read_label, read_owner
-from solorun.owner import Label, Owner, Stale
-from solorun.record import journal, read_record
+from solorun.owner import Label, Owner, ProcessId, Stale
+from solorun.record import journal, read_events, read_record
 from solorun.refusal import refusal
-from solorun.runstate import Running
-from solorun.scenario import (
-    AbandonedContainer,
-    Facts,
-    Fighting,
-    Healthy,
-    HungRun,
-    NothingToDo,
-    OrphanedWorkers,
-    OutOfReach,
-    Scenario,
-    StaleLock,
-    TornFiles,
-    Unguarded,
-    mixed,
-)
+from solorun.remedy import Policy, mixed
+from solorun.rundir import checkpoint_files
+from solorun.runstate import Idle, Left, Running
+from solorun.scenario import AbandonedContainer, Facts, Fighting, HungRun, OrphanedWorkers, Scenario, Unguarded
 from solorun.settings import Settings
 from solorun.status import examine
 from solorun.stop import StillRunning, StopPolicy, stop
 from solorun.torn import Damaged
 
-FIGHT_S = 30.0
-"""How long processes that fight over a directory, or are left over, get to end by themselves."""
-
 _ENTER_S = 5.0
 _POLL_S = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask these to end, once each, with their checkpoint."""
-
-    claimants: tuple[Claimant, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait for their end, then look again."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Force:
-    """What still lives then gets SIGTERM, and SIGKILL where `kill` says so; else it is told, and left alone."""
-
-    kill: bool
-    term: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Take the left label and record away."""
-
-    proof: str
-
-
-@dataclass(frozen=True, slots=True)
-class PutAside:
-    """Move torn and mixed files into the archive; the list is looked over again when all writers have ended."""
-
-    files: tuple[Damaged, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Prove:
-    """Enter and leave as a start would."""
-
-
-Step = Ask | Wait | Force | Clear | PutAside | Prove
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How far to go.
-
-    Args:
-        hung_s: seconds that a hung run gets to end by itself.
-        fight_s: seconds that everything else gets.
-        kill: whether SIGTERM and SIGKILL may follow.
-    """
-
-    hung_s: float = 60.0
-    fight_s: float = FIGHT_S
-    kill: bool = False
+_LOOKS = 5
+_PUBLISHING_S = 0.1
+_SAME_REQUEST_S = 60.0
+"""Asked again within this time, a trainer may take it for "at once" and leave without its checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +43,13 @@ class Recovered:
         aside: where files were put; None when none had to be.
         files: which.
         taken_by: PID of the run that came in meanwhile; None when the proof was our own.
+        checkpoint: name of the newest checkpoint that is left; empty when there is none.
     """
 
     aside: Path | None
     files: tuple[Damaged, ...]
     taken_by: int | None
+    checkpoint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +81,25 @@ def look(directory: Path, now: float, settings: Settings) -> Facts:
         DirectoryProblem: it is missing, not a directory, or cannot be read.
     """
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            verdict = look_at(fd)
-        finally:
-            os.close(fd)
-        state, _ = examine(directory, now, settings)
-        claimants = find(directory, now)
-        seized = lock.seize(directory)
+        for _ in range(_LOOKS):
+            facts = _look_once(directory, now, settings)
+            if not (facts.is_locked and isinstance(facts.state, Idle | Left)):
+                break
+            time.sleep(_PUBLISHING_S)  # a start that has the lock, and has not put its label up yet, is no stray
     except OSError as error:
         raise directory_problem(error, "look into", directory) from None
+    return facts
+
+
+def _look_once(directory: Path, now: float, settings: Settings) -> Facts:
+    state, _ = examine(directory, now, settings)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        verdict = look_at(fd)
+    finally:
+        os.close(fd)
+    claimants = find(directory, now)
+    seized = lock.seize(directory)
     is_locked = not isinstance(seized, lock.DirectoryLock)
     if isinstance(seized, lock.DirectoryLock):
         seized.close()
@@ -174,35 +116,6 @@ def look(directory: Path, now: float, settings: Settings) -> Facts:
         untouchable=tuple(sorted(untouchable)),
         here=process.here(),
     )
-
-
-def plan(found: Scenario, policy: Policy, files: tuple[Damaged, ...]) -> tuple[Step, ...]:
-    """What to do about a scenario, in order; nothing for one that needs or allows nothing. Pure.
-
-    Args:
-        found: the scenario.
-        policy: how far to go.
-        files: torn and mixed ones, as far as known.
-    """
-    aside = (PutAside(files),) if files else ()
-    match found:
-        case NothingToDo() | Healthy() | OutOfReach():
-            return ()
-        case StaleLock(proof):
-            return (Clear(proof), *aside, Prove())
-        case TornFiles():
-            return (*aside, Prove())
-        case AbandonedContainer():
-            return (Clear("the container that it tells of is gone"), *aside, Prove())
-        case HungRun(claimant):
-            ending: tuple[Step, ...] = (Ask((claimant,)), Wait(policy.hung_s), Force(policy.kill, term=policy.kill))
-        case Fighting(claimants):
-            ending = (Ask(claimants), Wait(policy.fight_s), Force(policy.kill, term=policy.kill))
-        case OrphanedWorkers(claimant):
-            ending = (Ask((claimant,)), Wait(policy.fight_s), Force(policy.kill, term=True))
-        case Unguarded(claimant):
-            ending = (Ask((claimant,)), Wait(policy.fight_s), Force(policy.kill, term=policy.kill))
-    return (*ending, Clear("their death is proven"), *aside, Prove())
 
 
 def spoiled(directory: Path, found: Scenario, files: tuple[Damaged, ...]) -> tuple[Damaged, ...]:
@@ -294,7 +207,7 @@ class _Recovery:
                 names = ", ".join(file.name for file in fought_over)
                 if names:
                     self.tell(f"a start that had waited was in first, so these stay as they are: {names}")
-                return Recovered(None, (), newcomer.process.pid)
+                return self._recovered(None, (), newcomer.process.pid)
             if time.monotonic() > deadline:
                 return Blocked(self._refusal(lock.Busy()))
             time.sleep(_POLL_S)
@@ -320,7 +233,33 @@ class _Recovery:
         return tuple(member.pid for one in self._others() for member in one.members)
 
     def _end_all(self, claimants: tuple[Claimant, ...], patience: Patience) -> None:
-        end_all(claimants, patience, tell=self.tell, while_waiting=self._seize)
+        asked = self._asked_lately()
+        fresh = tuple(one for one in claimants if not asked & {one.run_id, *(str(whom.pid) for whom, _ in one.ask)})
+        for one in claimants:
+            if one not in fresh:
+                self.tell(f"PID {one.leader.pid} was asked to stop a moment ago; waiting for it")
+        end_all(claimants, patience, ask=fresh, tell=self.tell, asked=self._write_down, while_waiting=self._seize)
+
+    def _asked_lately(self) -> set[str]:
+        """Run ids, and PIDs of runs without one, that were asked within the usual grace."""
+        with self._descriptor() as fd:
+            events = [event for event in read_events(fd) if event["event"] == "stop requested"]
+        since = self.began - _SAME_REQUEST_S
+        late = [event for event in events if float(event.get("time", 0)) > since]
+        return {str(event.get("run_id") or event.get("pid") or "?") for event in late}
+
+    def _write_down(self, one: Claimant, whom: ProcessId, number: int) -> None:
+        user = process.user_name(os.getuid())
+        with contextlib.suppress(OSError), self._descriptor() as fd:  # a full disk must not end a recovery
+            journal(fd, one.run_id, "stop requested", self.clock(), by=user, signal=number, pid=whom.pid)
+
+    @contextlib.contextmanager
+    def _descriptor(self) -> Iterator[int]:
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _others(self) -> list[Claimant]:
         """Claimants other than a run of ours that came in by itself, through the lock, since we began."""
@@ -360,20 +299,22 @@ class _Recovery:
             entered = lock.enter(self.directory, last_run=_last_run, settle_s=0.0)
             if isinstance(entered, lock.DirectoryLock):
                 entered.release()
-                return Recovered(aside, files, None)
+                return self._recovered(aside, files, None)
             if newcomer := self._newcomer():
-                return Recovered(aside, files, newcomer.process.pid)
+                return self._recovered(aside, files, newcomer.process.pid)
             if time.monotonic() > deadline:
                 return Blocked(self._refusal(entered))
             time.sleep(_POLL_S)
 
+    def _recovered(self, aside: Path | None, files: tuple[Damaged, ...], taken_by: int | None) -> Recovered:
+        with self._descriptor() as fd:
+            newest = next(iter(checkpoint_files(fd)), None)
+        return Recovered(aside, files, taken_by, newest.name if newest else "")
+
     def _newcomer(self) -> Owner | None:
         """The run of ours that came in through the lock since we began, None when there is none."""
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with self._descriptor() as fd:
             owner = read_owner(fd)
-        finally:
-            os.close(fd)
         is_new = owner is not None and owner.since >= self.began and process.is_alive(owner.process)
         return owner if is_new else None
 

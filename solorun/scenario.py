@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from solorun.claimants import Claimant
+from solorun.grouping import Claimant
 from solorun.owner import Foreign as OwnedElsewhere
 from solorun.owner import Here, Owner, Unknown, Verdict
-from solorun.rundir import EVENTS, LABEL, LOG, METRICS, OUTPUT, OWNER, PID, PROGRESS, RUN
 from solorun.runstate import Contested, Hung, Idle, Left, Orphaned, Running, RunState, Silent, Unreadable
 from solorun.torn import Damaged
 from solorun.wording import command_line
@@ -227,31 +226,3 @@ def _no_claimant(facts: Facts) -> Scenario:
 def _unseen_holder() -> OutOfReach:
     reason = "a process that cannot be seen from here holds the kernel's lock on it"
     return OutOfReach(reason, "look again in a moment; else it lives in a container, or is another user's")
-
-
-_NEVER_MIXED = frozenset({LABEL, OWNER, PID, RUN, EVENTS, PROGRESS})
-_APPENDED = (LOG, OUTPUT, METRICS)
-
-
-def mixed(claimants: tuple[Claimant, ...], written: Mapping[str, float]) -> tuple[Damaged, ...]:
-    """Files that more than one claimant wrote to.
-
-    Args:
-        claimants: of the fight.
-        written: modification times by file name, seconds since the epoch.
-    """
-    writers: dict[str, list[int]] = {}
-    for one in claimants:
-        for name in one.files:
-            writers.setdefault(name, []).append(one.leader.pid)
-    found = {
-        name: f"PIDs {' and '.join(map(str, pids))} wrote to it at once"
-        for name, pids in writers.items()
-        if len(pids) > 1 and name not in _NEVER_MIXED
-    }
-    # A trainer that opens its log for each line is never seen with it open.
-    fight_began = sorted(one.born for one in claimants)[1] if len(claimants) > 1 else float("inf")
-    for name in _APPENDED:
-        if name not in writers and written.get(name, 0.0) > fight_began:
-            found[name] = "it was written to while they fought"
-    return tuple(Damaged(name, why) for name, why in sorted(found.items()))

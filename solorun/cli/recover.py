@@ -6,48 +6,21 @@ import argparse
 import json
 import math
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from solorun import recover
-from solorun.claimants import Claimant
+from solorun.cli.diagnosis import claimants_of, evidence_of, in_words, told
 from solorun.cli.places import current_settings
 from solorun.cli.render import typed
 from solorun.errors import BadUsage, Held, Refused, SolorunError, StillRunning
-from solorun.process import signal_name
-from solorun.recover import (
-    Ask,
-    Blocked,
-    Clear,
-    Force,
-    Outcome,
-    Policy,
-    Prove,
-    PutAside,
-    Recovered,
-    Step,
-    StillAlive,
-    Wait,
-)
-from solorun.scenario import (
-    NAMES,
-    AbandonedContainer,
-    Fighting,
-    Healthy,
-    HungRun,
-    NothingToDo,
-    OrphanedWorkers,
-    OutOfReach,
-    Scenario,
-    StaleLock,
-    TornFiles,
-    Unguarded,
-    diagnose,
-)
+from solorun.grouping import Claimant
+from solorun.recover import Blocked, Outcome, Recovered, StillAlive
+from solorun.remedy import FIGHT_S, Policy, Step, plan
+from solorun.scenario import NAMES, AbandonedContainer, HungRun, OutOfReach, Scenario, diagnose
 from solorun.status import wall_clock
 from solorun.torn import Damaged
-from solorun.wording import ago, command_line, printable
+from solorun.wording import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,16 +45,18 @@ def run(arguments: argparse.Namespace) -> int:
     directory = Path(arguments.directory)
     policy = Policy(
         hung_s=settings.grace_s if grace is None else grace,
-        fight_s=min(recover.FIGHT_S, settings.grace_s) if grace is None else grace,
+        fight_s=min(FIGHT_S, settings.grace_s) if grace is None else grace,
         kill=arguments.kill,
     )
     facts = recover.look(directory, wall_clock(), settings)
     found = diagnose(facts)
     files = recover.spoiled(directory, found, facts.files)
-    steps = recover.plan(found, policy, files)
+    steps = plan(found, policy, files)
     if not arguments.json:
-        print("\n".join(_told(directory, found, steps)), flush=True)
+        print("\n".join(told(directory, found, steps)), flush=True)
     if isinstance(found, OutOfReach):
+        if arguments.json:
+            _print_json(directory, found, steps, None)
         raise Refused(f"{typed(directory)}: {found.reason}", found.next_step or f"ls -la {typed(directory)}")
     if not steps or arguments.dry_run:
         if arguments.json:
@@ -107,7 +82,7 @@ def _again(directory: Path) -> str:
 
 def _who(found: Scenario) -> tuple[object, ...]:
     """What must be the same before and after a person thought about the plan."""
-    return (type(found), *(one.leader for one in _claimants(found)))
+    return (type(found), *(one.leader for one in claimants_of(found)))
 
 
 def _may(arguments: argparse.Namespace, directory: Path, found: Scenario) -> bool:
@@ -134,9 +109,11 @@ def _finish(directory: Path, found: Scenario, policy: Policy, outcome: Outcome, 
             raise StillRunning(*_still(where, found, policy, pids))
         case Blocked(reason):
             raise _as_code(reason)
-        case Recovered(aside, files, taken_by) if not quiet:
+        case Recovered(aside, files, taken_by, checkpoint) if not quiet:
             for line in _put_aside(aside, files):
                 print(line)
+            if checkpoint:
+                print(f"newest checkpoint: {printable(checkpoint)}")
             if taken_by is None:
                 print(f"{where}: free; a start gets in (proven)")
             else:
@@ -162,98 +139,6 @@ def _as_code(reason: SolorunError) -> SolorunError:
     return StillRunning(reason.what, reason.next_step, reason.evidence) if isinstance(reason, Held) else reason
 
 
-def _told(directory: Path, found: Scenario, steps: tuple[Step, ...]) -> list[str]:
-    lines = _wrapped(f"{typed(directory)}: ", _headline(found), "  ")
-    for fact in _evidence(found):
-        lines += _wrapped("  ", fact, "    ")
-    if steps:
-        lines.append("plan:")
-        for number, step in enumerate(steps, 1):
-            lines += _wrapped(f"  {number}. ", _words(step), "     ")
-    return lines
-
-
-def _wrapped(head: str, text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        head + printable(text), 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _headline(found: Scenario) -> str:
-    match found:
-        case NothingToDo():
-            return "nothing to do: no run, no lock, no torn file"
-        case Healthy(owner):
-            return f"nothing to do: a healthy run holds it, PID {owner.process.pid} of {owner.user or 'unknown'}"
-        case StaleLock():
-            return "STALE LOCK: it was left behind, and blocks starts of old-style trainers"
-        case HungRun(certain=True):
-            return "HUNG RUN: it is there, and does not move"
-        case HungRun():
-            return "NO PROGRESS, STILL BUSY: a long step and an endless loop look alike from here"
-        case Fighting(claimants):
-            return f"FIGHTING: {len(claimants)} runs work in it at once"
-        case OrphanedWorkers():
-            return "ORPHANED WORKERS: their run is over, and they may still write"
-        case Unguarded():
-            return "UNGUARDED RUN: it trains here without the lock, and the next start would fight it"
-        case AbandonedContainer():
-            return "ABANDONED CONTAINER: the lock of a container that is gone"
-        case TornFiles():
-            return "TORN FILES: no run and no lock, but files that no run should read"
-        case OutOfReach():
-            return "OUT OF REACH: nothing is touched"
-
-
-def _claimants(found: Scenario) -> tuple[Claimant, ...]:
-    match found:
-        case Fighting(claimants):
-            return claimants
-        case HungRun(claimant=one) | OrphanedWorkers(one) | Unguarded(one):
-            return (one,)
-        case _:
-            return ()
-
-
-def _evidence(found: Scenario) -> list[str]:
-    match found:
-        case StaleLock(proof):
-            lines = [proof]
-        case HungRun(proof=proof):
-            lines = [proof]
-        case AbandonedContainer(proofs=proofs) | OutOfReach(proofs=proofs):
-            lines = list(proofs)
-        case _:
-            lines = []
-    for one in _claimants(found):
-        more = f", {len(one.members)} processes" if len(one.members) > 1 else ""
-        kind = f"run {one.run_id}" if one.run_id else "old-style or unknown"
-        lines.append(f"PID {one.leader.pid} of {one.user or 'unknown'}, {kind}{more}: {command_line(one.argv)}")
-        lines += [f"  {fact}" for fact in one.evidence]
-    return lines
-
-
-def _words(step: Step) -> str:
-    match step:
-        case Ask(claimants):
-            asked = ", ".join(f"PID {p.pid} ({signal_name(n)})" for one in claimants for p, n in one.ask)
-            return f"ask to stop: {asked}"
-        case Wait(seconds):
-            return f"wait up to {ago(seconds)} for the end, then look again"
-        case Force(kill=True):
-            return "what still lives gets SIGTERM, then SIGKILL: every process of it"
-        case Force(term=True):
-            return "what still lives gets SIGTERM; what lives on even then is told (--kill ends it)"
-        case Force():
-            return "if any still lives: stop here and say so (--kill ends it)"
-        case Clear(proof):
-            return f"clear what is left of the lock: {proof}"
-        case PutAside(files):
-            return "move into archive/quarantine-...: " + "; ".join(f"{file.name} ({file.why})" for file in files)
-        case Prove():
-            return "prove that the next start gets in"
-
-
 def _put_aside(aside: Path | None, files: tuple[Damaged, ...]) -> list[str]:
     if aside is None:
         return []
@@ -266,14 +151,15 @@ def _print_json(directory: Path, found: Scenario, steps: tuple[Step, ...], outco
         "schema": 1,
         "directory": str(directory),
         "scenario": NAMES[type(found)],
-        "evidence": _evidence(found),
-        "claimants": [_claimant_row(one) for one in _claimants(found)],
-        "plan": [_words(step) for step in steps],
+        "evidence": evidence_of(found),
+        "claimants": [_claimant_row(one) for one in claimants_of(found)],
+        "plan": [in_words(step) for step in steps],
         "done": done is not None,
         "still_running": list(outcome.pids) if isinstance(outcome, StillAlive) else [],
         "quarantine": str(done.aside) if done and done.aside else None,
         "quarantined": [{"name": file.name, "why": file.why} for file in done.files] if done else [],
         "taken_by": done.taken_by if done else None,
+        "checkpoint": (done.checkpoint or None) if done else None,
     }
     print(json.dumps(facts, indent=1))
 

@@ -105,7 +105,7 @@ def test_the_keys_of_recover_as_json(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = json.loads(capsys.readouterr().out)
     assert set(found) >= {
         "schema", "directory", "scenario", "evidence", "claimants", "plan", "done", "still_running", "quarantine",
-        "quarantined", "taken_by",
+        "quarantined", "taken_by", "checkpoint",
     }  # fmt: skip
     from solorun.scenario import NAMES
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from solorun import process
-from solorun.claimants import Marks, find, group, own_name, solorun_verb, trains_into
+from solorun.claimants import find, own_name, trains_into
+from solorun.grouping import Marks, group, solorun_verb
 from solorun.owner import Here, Owner, ProcessId, encode_owner
 from solorun.process.census import Row, Seen
 

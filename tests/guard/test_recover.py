@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from solorun.claimants import Claimant
 from solorun.ending import Move, Patience, next_move
+from solorun.grouping import Claimant
 from solorun.owner import Foreign, Free, Held, Here, Owner, ProcessId, Stale, Unknown
-from solorun.recover import Ask, Clear, Force, Policy, Prove, PutAside, Wait, plan, spoiled
+from solorun.recover import spoiled
+from solorun.remedy import Ask, Clear, Force, Policy, Prove, PutAside, Wait, mixed, plan
 from solorun.runstate import Contested, Elsewhere, Hung, Idle, Left, Orphaned, Running, Silent, Unreadable
 from solorun.scenario import (
     NAMES,
@@ -28,7 +29,6 @@ from solorun.scenario import (
     TornFiles,
     Unguarded,
     diagnose,
-    mixed,
 )
 from solorun.torn import Damaged
 

@@ -139,24 +139,15 @@ def test_two_old_trainers_fight_while_one_of_ours_waits(spawn: Spawner, results:
     second = old_trainer(spawn, results)
     wait_until(lambda: (results / "checkpoint_21.pt").exists())
     (results / "checkpoint_2.pt").write_bytes(b"PK\3\4 cut short by the fight")
-    waiting = spawn.python(
-        """
-        import subprocess, sys, time
-        start = [sys.executable, "-m", "solorun", "start", sys.argv[1], "--"]
-        command = [*start, sys.executable, "-c", "print('my turn')"]
-        while subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
-            time.sleep(0.05)
-        print("got in", flush=True)
-        """,
-        results,
-    )
+    turn = (sys.executable, "-c", "print('my turn')")
+    waiting = spawn.solorun("start", "--wait", results, "--", *turn)
+    wait_until(lambda: (results / "waiting").is_dir() and names(results / "waiting"))
     reader = spawn("tail", "-f", str(results / "training.log"))
     shell = spawn("sleep", "600", cwd=results)
     said = recover(spawn, results, "--yes", "--grace", "20")
     assert "FIGHTING: 2 runs" in said
     assert first.wait() == second.wait() == 0
-    waiting.wait_for("got in")
-    assert waiting.wait() == 0
+    assert waiting.wait() == 0, waiting.text()
     assert reader.popen.poll() is None
     assert shell.popen.poll() is None
     kept = sorted(path.name for path in results.glob("checkpoint_*.pt"))
@@ -189,6 +180,56 @@ def test_fighters_that_hear_nothing_are_killed_only_when_told_to(spawn: Spawner,
     assert "UNGUARDED" in recover(spawn, results, "--yes", "--kill", "--grace", "0.2")
     assert intruder.wait() == -signal.SIGTERM
     start_works(spawn, results)
+
+
+BUSY = """
+    import sys, time, solorun
+    with solorun.hold(sys.argv[1], exit_on_stop=False) as run:
+        run.progress(1, 100)
+        print("holding", flush=True)
+        while True:
+            pass
+"""
+IMPATIENT = "silent_floor_s = 0.2\nsilent_ceiling_s = 0.3\nsilent_unknown_s = 0.3\n"
+
+
+def test_a_run_without_progress_that_is_still_busy_is_not_killed_unasked(spawn: Spawner, results: Path) -> None:
+    child = spawn.python(BUSY, results)
+    child.wait_for("holding")
+    (results.parent / "solorun.toml").write_text(IMPATIENT)
+
+    def said(*flags: str, code: int | None) -> str:
+        asking = spawn.solorun("recover", results, "--grace", "0.3", *flags, cwd=results.parent)
+        assert asking.wait() == code or code is None, asking.text()
+        return asking.text()
+
+    wait_until(lambda: "NO PROGRESS" in said("--dry-run", code=None))
+    text = said("--yes", code=5)
+    assert "not killed unasked" in text
+    assert "--kill" in text
+    assert child.popen.poll() is None
+
+
+def test_who_was_asked_a_moment_ago_is_not_asked_again(spawn: Spawner, results: Path) -> None:
+    saver = spawn.program(
+        "train.py",
+        """
+        import signal, sys, time
+        asked = []
+        signal.signal(signal.SIGINT, lambda *_: asked.append(print("asked", flush=True)))
+        log = open(sys.argv[1] + "/training.log", "a")
+        print("up", flush=True)
+        while not asked:
+            time.sleep(0.01)
+        time.sleep(1.5)
+        print("saved, asked", len(asked), "time(s)", flush=True)
+        """,
+    )
+    child = spawn(sys.executable, str(saver), str(results))
+    child.wait_for("up")
+    assert "UNGUARDED" in recover(spawn, results, "--yes", "--grace", "0.2", code=5)
+    assert "asked to stop a moment ago" in recover(spawn, results, "--yes", "--grace", "20")
+    assert "asked 1 time(s)" in child.text()
 
 
 def test_what_is_left_of_a_killed_trainer_is_ended(spawn: Spawner, results: Path) -> None:
