@@ -1,4 +1,4 @@
-"""Notices: telling people who are not looking that a run ended, crashed, hangs, or lacks memory or disk.
+"""Sends notices to people who are not looking: that a run ended, crashed, hangs, or lacks memory or disk.
 
 A notice is sent by a courier: a process of its own session that knows neither the run's id nor its lock. Whatever a
 mail server or a webhook does, the run, its release and the next start do not wait for it.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from solorun.logs import LogFile
+from solorun.notice import Message, Notice, called, message, wants
 from solorun.record import journal
 from solorun.settings import NotifyEntry
 from solorun.wording import printable
@@ -35,49 +36,8 @@ WEBHOOK_S = 10.0
 
 NO_APPRISE = "the package apprise is missing: pip install 'solorun[notify]'"
 
-_LONGEST = 1000
 _REAPING_S = 2.0
 _COURIER = "import sys; sys.path.insert(0, sys.argv[1]); from solorun.notify import main; main()"
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that happened to a run.
-
-    Args:
-        occasion: end, crash, hang, memory, disk; test for a test.
-        directory: absolute path of the results directory.
-        run_id: of the run.
-        host: node name.
-        user: login name.
-        time: seconds since the epoch.
-        text: what happened, one line, without directory and host.
-        facts: what this occasion has to say, as plain JSON values.
-    """
-
-    occasion: str
-    directory: str
-    run_id: str
-    host: str
-    user: str
-    time: float
-    text: str
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A notice as it is handed over.
-
-    Args:
-        body: the JSON.
-        line: one line for people.
-        environment: variables for a command.
-    """
-
-    body: bytes
-    line: str
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,52 +49,11 @@ class Delivery:
     problem: str
 
 
-def message(notice: Notice) -> Message:
-    """A notice as JSON, as one line, and as environment variables; all three are frozen."""
-    line = printable(f"{notice.directory} on {notice.host}: {notice.text}")[:_LONGEST]
-    told = {
-        "schema": 1,
-        "occasion": notice.occasion,
-        "time": round(notice.time, 3),
-        "host": notice.host,
-        "user": notice.user,
-        "directory": notice.directory,
-        "run_id": notice.run_id,
-        "text": line,
-        "facts": dict(notice.facts),
-    }
-    environment = {
-        "SOLORUN_NOTICE": notice.occasion,
-        "SOLORUN_TEXT": line,
-        "SOLORUN_DIRECTORY": notice.directory,
-        "SOLORUN_HOST": notice.host,
-        "SOLORUN_USER": notice.user,
-        # Not SOLORUN_RUN_ID: who carries that counts as a process of the run, and would hold the directory.
-        "SOLORUN_RUN": notice.run_id,
-    }
-    return Message(json.dumps(told).encode() + b"\n", line, environment)
-
-
-def wants(entry: NotifyEntry, notice: Notice) -> bool:
-    """Whether an entry asks for such a notice. A crash is an end too, and is told once to who asks for both."""
-    return notice.occasion in ("test", *entry.on) or (notice.occasion == "crash" and "end" in entry.on)
-
-
 def reachable(entries: Sequence[NotifyEntry]) -> tuple[NotifyEntry, ...]:
     """The entries that can be served: without the package apprise, those that need it cannot."""
     if any(entry.apprise for entry in entries) and importlib.util.find_spec("apprise") is None:
         return tuple(entry for entry in entries if not entry.apprise)
     return tuple(entries)
-
-
-def called(entry: NotifyEntry) -> str:
-    """An entry's name for logs: arguments and URLs may hold secrets, and stay out."""
-    if entry.command:
-        return f"command {printable(entry.command[0])}"
-    scheme, _, rest = (entry.webhook or entry.apprise).partition("://")
-    if entry.apprise:
-        return f"apprise {printable(scheme)}"
-    return f"webhook {scheme}://{printable(rest.partition('/')[0].rpartition('@')[2].partition('?')[0])}"
 
 
 def send(

@@ -9,25 +9,25 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solorun import disk, memory, process
 from solorun.alerts import Observation, alerts
 from solorun.claim import Claim
+from solorun.farewell import Ending
 from solorun.footprint import Footprint
 from solorun.hang import HangVerdict, Looks, Working, is_still, judge_hang
 from solorun.logs import LogFile
 from solorun.members import members
 from solorun.memory import Memory
+from solorun.notice import Notice
 from solorun.owner import Activity, Alive, Owner, ProcessId
 from solorun.progress import Progress, read_progress
 from solorun.record import RunRecord, State, journal, read_record
 from solorun.rundir import LOG, checkpoint_files
 from solorun.runstate import silence_in_words, silence_limit
 from solorun.settings import NotifyEntry, Settings
-from solorun.wording import ago, printable
 
 if TYPE_CHECKING:
     import subprocess
@@ -37,48 +37,6 @@ _OVERSLEPT_S = 5.0
 _SAMPLE_EVERY_S = 0.5
 _AGAIN_S = 600.0
 _MEMORY_SHARE = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended, for those who were not looking.
-
-    Args:
-        state: completed, interrupted, crashed, killed.
-        exit_code: exit status.
-        signal: that ended or stopped it.
-        why: one line on it.
-        seconds: how long it ran.
-        step: steps done; None for a run that reports none.
-        total: steps wanted.
-        checkpoint: name of the newest checkpoint; empty when there is none.
-    """
-
-    state: State
-    exit_code: int
-    signal: int | None
-    why: str
-    seconds: float
-    step: int | None
-    total: int | None
-    checkpoint: str
-
-    @property
-    def occasion(self) -> str:
-        """A crash, or any other end."""
-        return "crash" if self.state in ("crashed", "killed") else "end"
-
-    @property
-    def text(self) -> str:
-        """One line for people."""
-        reason = process.signal_name(self.signal) if self.signal else ""
-        if self.state == "crashed":
-            reason = f"exit status {self.exit_code}"
-        if self.why and self.why != reason:
-            reason += f"{': ' if reason else ''}{printable(self.why)}"
-        step = "" if self.step is None else f" at step {self.step}{f' of {self.total}' if self.total else ''}"
-        kept = f"newest checkpoint {printable(self.checkpoint)}" if self.checkpoint else "no checkpoint"
-        return f"{self.state}{step} after {ago(self.seconds)}{f' ({reason})' if reason else ''}; {kept}"
 
 
 class Watchdog:
@@ -148,7 +106,7 @@ class Watchdog:
         """
         try:
             ending = self._ending(state, exit_code, signal, why, seconds)
-            self._send(ending.occasion, ending.text, _facts_of(ending))
+            self._send(ending.occasion, ending.text, ending.facts)
             if self._couriers and _takes_all_along():
                 self._couriers[-1].wait(_PATIENCE_S)
         except Exception as error:  # the run is over and its lock is free: that must not become a failure now
@@ -253,7 +211,7 @@ class Watchdog:
             return
         from solorun import notify  # who tells nobody does not load it
 
-        notice = notify.Notice(
+        notice = Notice(
             occasion=occasion,
             directory=path,
             run_id=self._claim.run_id,
@@ -318,11 +276,6 @@ def _sign(progress: Progress | None, directory: int) -> tuple[object, ...]:
 
 def _cause(record: RunRecord | None) -> str:
     return record.why if record is not None else ""
-
-
-def _facts_of(ending: Ending) -> dict[str, Any]:
-    facts = {name: getattr(ending, name) for name in Ending.__slots__}
-    return {**facts, "seconds": round(ending.seconds, 1)}
 
 
 def _takes_all_along() -> bool:

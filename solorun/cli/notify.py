@@ -9,6 +9,7 @@ from pathlib import Path
 from solorun import notify, process
 from solorun.cli.places import current_settings
 from solorun.errors import BadUsage
+from solorun.notice import Notice, called
 from solorun.settingsfile import FILE
 from solorun.status import wall_clock
 
@@ -23,7 +24,7 @@ def run(_arguments: argparse.Namespace) -> int:
     entries = current_settings().notify
     if not entries:
         raise BadUsage(f"{FILE} names nobody to tell", "add [[notify]] with command, webhook or apprise")
-    test = notify.Notice(
+    test = Notice(
         occasion="test",
         directory=str(Path.cwd()),
         run_id="",
@@ -34,7 +35,7 @@ def run(_arguments: argparse.Namespace) -> int:
         facts={},
     )
     outcomes = notify.deliver([test], entries, os.environ)
-    width = max(len(notify.called(one.entry)) for one in outcomes)
+    width = max(len(called(one.entry)) for one in outcomes)
     for one in outcomes:
-        print(f"{notify.called(one.entry):{width}}  {one.problem or 'sent'}")
+        print(f"{called(one.entry):{width}}  {one.problem or 'sent'}")
     return 1 if any(one.problem for one in outcomes) else 0

@@ -18,7 +18,8 @@ import pytest
 
 from solorun import notify
 from solorun.cli.main import main
-from solorun.notify import Notice, called, deliver, message, reachable, send, wants
+from solorun.notice import Notice, called, message, wants
+from solorun.notify import deliver, reachable, send
 from solorun.settings import NotifyEntry
 
 from .stage import events, wait_until

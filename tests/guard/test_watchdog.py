@@ -16,11 +16,12 @@ import pytest
 
 from solorun import process
 from solorun.claim import Claim, claim
+from solorun.farewell import Ending
 from solorun.footprint import Footprint
 from solorun.memory import Memory
 from solorun.progress import Heartbeat
 from solorun.settings import NotifyEntry, Settings
-from solorun.watchdog import Ending, Watchdog
+from solorun.watchdog import Watchdog
 
 from .stage import events, wait_until
 

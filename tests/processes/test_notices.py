@@ -110,6 +110,18 @@ def test_a_trainer_killed_with_9_is_told_by_its_supervisor_as_a_crash(spawn: Spa
     assert "SIGKILL" in notice["text"]
 
 
+def test_a_run_in_the_background_is_told_of_when_nobody_is_logged_in_any_more(spawn: Spawner, home: Path) -> None:
+    program = spawn.program("trainer.py", STEPS)
+    child = spawn.solorun(
+        "start", "--background", "run", "--", sys.executable, program, "forever", cwd=home, start_new_session=True
+    )
+    assert child.wait() == 0, child.text()
+    wait_until(lambda: "ready" in (home / "run/training.log").read_text())
+    os.kill(label_of(home / "run"), signal.SIGKILL)
+    wait_until(lambda: "notified" in events(home / "run"))
+    assert told(home)[0]["occasion"] == "crash"
+
+
 def test_a_stopped_run_is_an_end_and_no_crash(spawn: Spawner, home: Path) -> None:
     child = start(spawn, home, STEPS, "forever")
     wait_until(lambda: "ready" in child.text())
