@@ -164,8 +164,9 @@ def test_a_cut_connection_stops_a_foreground_run_gracefully(near: Near, terminal
         child.wait_for("holding")
         os.kill(connection_of(child.pid), signal.SIGKILL)
         child.wait()
-    wait_until(lambda: label_of(directory) == 0 and run_record(directory)["state"] == "interrupted")
-    assert "training.owner.json" not in names(directory)
+    wait_until(lambda: not far_processes(near))
+    assert run_record(directory)["state"] == "interrupted"
+    assert not {"training.lock", "training.owner.json"} & names(directory)
     assert "leaving SIGHUP" in (directory / "training.log").read_text()
     assert near.says("start", "--host", "box", "results/a", "--", "true", code=0)
 
@@ -203,23 +204,23 @@ def test_following_a_log_over_there_leaves_nothing_behind(near: Near, how: signa
     with (directory / "training.log").open("a") as log:
         log.write("second line\n")
     child.wait_for("second line")
-    assert followers(near)
+    assert far_processes(near)
     if how == signal.SIGKILL:  # of ssh itself
         os.kill(connection_of(child.pid), how)
         child.wait()
     else:
         child.signal(how)
         assert child.wait() == 128 + how
-    wait_until(lambda: not followers(near))
+    wait_until(lambda: not far_processes(near))
 
 
-def followers(near: Near) -> list[int]:
-    """The far side's `logs -f`."""
+def far_processes(near: Near) -> list[int]:
+    """What still runs over there: a followed log, a supervisor, its command."""
     from solorun.process import argv
 
     own = {child.pid for child in near.spawn.children}
     found = [one.pid for one in near.spawn.descendants() if one.pid not in own]
-    return [pid for pid in found if "solorun" in argv(pid) and "--host" not in argv(pid)]
+    return [pid for pid in found if argv(pid)[:1] == (sys.executable,) and "--host" not in argv(pid)]
 
 
 def test_a_stopped_server_is_unreachable_and_its_runs_are_last_seen(near: Near) -> None:
