@@ -40,6 +40,8 @@ def refusal(path: Path, found: lock.Refusal | Verdict, now: float) -> SolorunErr
 
 def _held(path: Path, quoted: str, found: HeldBy | None, now: float) -> SolorunError:
     evidence = _wait_for_owner(path, now)
+    if evidence and isinstance(evidence.verdict, Foreign):  # on a shared file system that carries locks across hosts
+        return refusal(path, evidence.verdict, now)
     owner = evidence.owner if evidence else None
     if owner is None:
         pid = found.pid if found else None
@@ -74,7 +76,7 @@ def _wait_for_owner(path: Path, now: float) -> Evidence | None:
         evidence = status.gather(path, now, carriers=lambda _run: ())
         if isinstance(evidence, Unreadable):
             return None
-        if isinstance(evidence.verdict, HeldBy) or time.monotonic() > deadline:
+        if isinstance(evidence.verdict, HeldBy | Foreign) or time.monotonic() > deadline:
             return evidence
         time.sleep(0.01)
 

@@ -107,5 +107,6 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             importlib.import_module(f"solorun.cli.{name}").add_arguments(verb)
             if name != "hosts":  # taken out before; here only for `--help`
                 verb.add_argument("--host", metavar="NAME", help="run this on another host, over ssh")
-                verb.epilog = _ON_HOSTS if name == "start" else None
+                if name == "start":
+                    verb.epilog = f"{verb.epilog or ''} {_ON_HOSTS}"
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -19,10 +20,24 @@ from solorun import lock, process
 from solorun.claim import Claim
 from solorun.errors import DirectoryProblem
 from solorun.lock import DirectoryLock
+from solorun.owner import Here, ProcessId, encode_owner
 from solorun.process import RUN_ID_VARIABLE
 from solorun.progress import read_progress
 
-from .stage import HOLDING, PYTHON, Child, Spawner, as_nobody, events, label_of, names, run_record, snapshot, wait_until
+from .stage import (
+    HOLDING,
+    PYTHON,
+    Child,
+    Spawner,
+    as_nobody,
+    events,
+    label_of,
+    names,
+    owner_of,
+    run_record,
+    snapshot,
+    wait_until,
+)
 
 
 def hold(directory: Path, **options: object) -> solorun.hold:
@@ -119,6 +134,22 @@ def test_a_held_directory_is_refused_with_everything_a_person_needs(spawn: Spawn
     assert f"next: watch it: solorun logs -f {results}   end it: solorun stop {results}" in text
     after = {name: facts for name, facts in snapshot(results).items() if name != "progress"}
     assert after == before
+
+
+def test_a_lock_that_another_host_holds_across_a_shared_file_system_is_refused_as_foreign(results: Path) -> None:
+    here = process.here()
+    far = ProcessId(Here("studio", "studio/1", "boot-1", here.namespace), os.getpid(), 1)
+    (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, far)))
+    fd = os.open(results, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        before = snapshot(results)
+        with pytest.raises(solorun.Refused, match="belongs to another place") as told:
+            hold(results).__enter__()
+        assert "ask on host studio" in told.value.next_step
+        assert snapshot(results) == before
+    finally:
+        os.close(fd)
 
 
 def test_an_old_style_trainer_is_named_in_the_refusal(spawn: Spawner, results: Path) -> None:

@@ -35,9 +35,11 @@ NASTY = [
 SHELLS = [name for name in ("sh", "dash", "bash", "zsh", "fish", "csh", "tcsh", "ksh", "busybox") if shutil.which(name)]
 
 TELL = """\
-import json, os, sys
-print("solorun 1.2.3" if sys.argv[1:] == ["--version"] else json.dumps([os.getcwd(), sys.argv[1:]]))
+[ "$1" = --version ] && echo solorun 1.2.3 && exit
+pwd -P
+for word; do printf '%s\\0' "$word"; done
 """
+"""A solorun that tells where it was called, and the words that reached it."""
 
 
 def by_login_shell(shell: str, line: str, home: Path) -> subprocess.CompletedProcess[bytes]:
@@ -49,13 +51,15 @@ def by_login_shell(shell: str, line: str, home: Path) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_login_shell_hands_nasty_words_on_as_they_are(shell: str, tmp_path: Path) -> None:
-    (tmp_path / "tell.py").write_text(TELL)
-    host = HostEntry("box", "box", "", (sys.executable, str(tmp_path / "tell.py")))
+    (tmp_path / "tell").write_text(TELL)
+    host = HostEntry("box", "box", "", ("sh", str(tmp_path / "tell")))
     for words in [NASTY[:-1], NASTY[-1:], ["status", "--", *NASTY[:20]]]:
         line = remote.login_line(remote.verb_script(host, words, terminal=False))
         ran = by_login_shell(shell, line, tmp_path)
         assert ran.returncode == 0, ran.stderr
-        assert json.loads(ran.stdout)[1] == words
+        where, _, rest = ran.stdout.partition(b"\n")
+        assert where == os.fsencode(tmp_path.resolve())
+        assert [os.fsdecode(word) for word in rest.split(b"\0")[:-1]] == words
     assert not (tmp_path / "pwned").exists()
 
 
@@ -67,17 +71,16 @@ DIRECTORIES = [
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_login_shell_enters_a_nasty_directory_below_home(shell: str, tmp_path: Path) -> None:
-    (tmp_path / "tell.py").write_text(TELL)
+    (tmp_path / "tell").write_text(TELL)
     for name in DIRECTORIES:
         (tmp_path / name).mkdir(parents=True)
         for spelled in [str(tmp_path / name), f"~/{name}", *([] if name.startswith("~") else [name])]:
-            host = HostEntry("box", "box", spelled, (sys.executable, str(tmp_path / "tell.py")))
+            host = HostEntry("box", "box", spelled, ("sh", str(tmp_path / "tell")))
             line = remote.login_line(remote.question_script(host, ["status"]))
             ran = by_login_shell(shell, line, tmp_path)
             assert ran.returncode == 0, (spelled, ran.stderr)
-            version, told = ran.stdout.splitlines()
-            assert version == b"solorun 1.2.3"
-            assert json.loads(told) == [str(tmp_path / name), ["status"]]
+            where = os.fsencode((tmp_path / name).resolve())
+            assert ran.stdout == b"solorun 1.2.3\n" + where + b"\nstatus\0"
     assert not any(tmp_path.rglob("pwned"))
 
 

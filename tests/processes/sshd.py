@@ -63,6 +63,12 @@ def known_host(place: Path, address: str, port: int) -> str:
     return f"[{address}]:{port} {kind} {key}\n"
 
 
+def forget(sockets: Path) -> None:
+    """End every shared connection."""
+    for path in (sockets / "solorun").glob("*"):
+        subprocess.run(["ssh", "-o", f"ControlPath={path}", "-O", "exit", "x"], capture_output=True, check=False)
+
+
 class Server:
     """One sshd in the foreground, and the environment in which solorun reaches it as `box`."""
 
@@ -102,8 +108,7 @@ class Server:
 
     def forget(self) -> None:
         """End the shared connections, as time does."""
-        for path in (self.sockets / "solorun").glob("*"):
-            subprocess.run(["ssh", "-o", f"ControlPath={path}", "-O", "exit", "x"], capture_output=True, check=False)
+        forget(self.sockets)
 
     @property
     def options(self) -> str:
@@ -122,7 +127,7 @@ def short_place() -> Iterator[Path]:
         yield Path(place)
 
 
-def settings_file(project: Path, *hosts: str, command: list[str] | None = None, extra: str = "") -> None:
+def settings_file(project: Path, *hosts: str, command: list[str] | None = None) -> None:
     """A `solorun.toml` in which each host has this project as its directory."""
     called = command or [sys.executable, "-P", "-m", "solorun"]
     entries = [
@@ -130,7 +135,7 @@ def settings_file(project: Path, *hosts: str, command: list[str] | None = None, 
         f"[{', '.join(map(_quoted, called))}]\n"
         for name in hosts
     ]
-    (project / "solorun.toml").write_text("\n".join(["host_deadline_s = 20", extra, *entries]))
+    (project / "solorun.toml").write_text("\n".join(["host_deadline_s = 20", *entries]))
 
 
 def _quoted(text: str) -> str:

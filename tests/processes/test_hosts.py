@@ -181,6 +181,25 @@ with solorun.hold(sys.argv[1]) as run:
 """
 
 
+def test_p7_a_background_run_outlives_the_connection_and_is_attached_again(near: Near) -> None:
+    directory = near.project / "results/a"
+    command = ["--", sys.executable, "-c", HOLDING_FLAT, "results/a"]
+    said = near.says("start", "--host", "box", "--background", "results/a", *command)
+    assert "it goes on when you log out" in said
+    assert "what is advised above needs --host box" in said
+    near.server.forget()
+    watcher = near.starts("attach", "--host", "box", "results/a")
+    watcher.wait_for("holding")
+    os.kill(connection_of(watcher.pid), signal.SIGKILL)
+    watcher.wait()
+    pid = label_of(directory)
+    wait_until(lambda: len(far_processes(near)) == 2, what=lambda: far_processes(near))  # supervisor and trainer
+    assert pid in far_processes(near)
+    assert "running" in near.says("status", "--host", "box")
+    assert "stopped" in near.says("stop", "--host", "box", "results/a")
+    assert "leaving SIGTERM" in (directory / "training.log").read_text()
+
+
 def test_ctrl_c_in_a_terminal_reaches_the_far_run_and_its_end_is_seen(near: Near) -> None:
     command = ["start", "--host", "box", "results/a", "--", sys.executable, "-c", HOLDING_FLAT, "results/a"]
     screen = Terminal(["env", "-C", str(near.here), *SOLORUN, *command], near.spawn.environment(**near.env))
