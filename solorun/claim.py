@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from solorun import lock, process, registry
+from solorun import lock, process
+from solorun.closing import End, close_dead, register, write_end
 from solorun.errors import DirectoryProblem, directory_problem
 from solorun.keeper import Keeper
 from solorun.label import look, read_owner
 from solorun.logs import LogFile
 from solorun.owner import Owner, ProcessId, Stale
-from solorun.progress import read_progress
-from solorun.record import RunRecord, State, ended, journal, new_run_id, read_record, write_record
+from solorun.record import RunRecord, journal, new_run_id, read_record, write_record
 from solorun.refusal import refusal
 from solorun.rundir import PRIVATE
-from solorun.settings import state_directory
 
 SURVIVORS_S = 2.0
 """How long a start waits for what is left of the run before it."""
@@ -94,27 +92,20 @@ class Claim:
             raise directory_problem(error, "write the lock of", self.lock.path) from None
 
     def _write_down(self, owner: Owner, now: float) -> None:
-        self._close_previous(now)
+        # A journal that cannot be written must not keep a run from starting; run.json below must be.
+        with contextlib.suppress(OSError):
+            close_dead(self.lock.fd, Path(self.lock.path), self.previous, now, process.here())
+        training = owner.process
         self.record = RunRecord(
-            self.run_id, self.previous_run_id(), owner.argv, owner.user, owner.process.here.host, owner.process.pid, now
-        )
+            self.run_id, self.previous_run_id(), owner.argv, owner.user, training.here.host, training.pid, now,
+            boot=training.here.boot, log_at=os.fstat(self.log.fd).st_size,
+        )  # fmt: skip
         write_record(self.lock.fd, self.record)
         if self.lock.took_over is not None:
             self.event("taken over", proof=self.lock.took_over.proof)
-        self.event("started", pid=owner.process.pid, user=owner.user, argv=list(owner.argv))
-        self._register(owner)
-
-    def _register(self, owner: Owner) -> None:
-        entry = registry.Entry(
-            self.run_id,
-            Path(self.lock.path),
-            owner.process.here.machine,
-            owner.process.here.host,
-            owner.user,
-            owner.since,
-            owner.process.pid,
-        )
-        registry.note(_state(), entry)
+        started = {"pid": training.pid, "user": owner.user, "argv": list(owner.argv), "host": training.here.host}
+        self.event("started", **started, boot=training.here.boot, parent=self.record.parent_run_id)
+        register(self.record, Path(self.lock.path))
 
     def previous_run_id(self) -> str | None:
         """The run before this one: as the supervisor wrote it down for an adopted claim."""
@@ -122,14 +113,6 @@ class Claim:
             return self.previous.run_id
         record = read_record(self.lock.fd)
         return record.parent_run_id if record is not None and record.run_id == self.run_id else None
-
-    def _close_previous(self, now: float) -> None:
-        last = self.previous
-        if last is None or last.state != "running":
-            return
-        beat = read_progress(self.lock.fd)
-        step = beat.step if beat and beat.run_id == last.run_id else last.last_step
-        journal(self.lock.fd, last.run_id, "found dead", now, last_step=step)
 
     def keep(self, on_conflict: Callable[[str], None]) -> None:
         """Watch over label and directory from now on.
@@ -185,15 +168,7 @@ class Claim:
         with contextlib.suppress(OSError):
             journal(self.lock.fd, self.run_id, name, self.clock(), **facts)
 
-    def end(
-        self,
-        state: State,
-        *,
-        exit_code: int | None = None,
-        signal: int | None = None,
-        why: str = "",
-        announce: Callable[[str], None] = lambda _line: None,
-    ) -> None:
+    def end(self, end: End, announce: Callable[[str], None] = lambda _line: None) -> None:
         """Write down how the run ended, take the label down, say so, and let go, in this order."""
         if self._keeper is not None:
             self._keeper.dismiss()
@@ -202,7 +177,7 @@ class Claim:
         if record is not None and record.run_id == self.run_id:
             self.lock.take_label_for_ours(record.process.pid)
         with contextlib.suppress(OSError):  # a full disk must not keep the lock
-            self._write_end(state, exit_code, signal, why)
+            self._write_end(end)
 
         def farewell() -> None:
             self.log.write("Released lock")
@@ -211,26 +186,10 @@ class Claim:
 
         self.lock.release(farewell)
 
-    def _write_end(self, state: State, exit_code: int | None, signal: int | None, why: str) -> None:
+    def _write_end(self, end: End) -> None:
         record = read_record(self.lock.fd) or self.record
-        if record is None or record.run_id != self.run_id:
-            return
-        beat = read_progress(self.lock.fd)
-        if beat is not None and beat.run_id == self.run_id and beat.phase != "starting":
-            record = replace(
-                record, first_step=beat.first_step, last_step=beat.step, total_steps=beat.total or record.total_steps
-            )
-        now = self.clock()
-        write_record(self.lock.fd, ended(record, state, now, exit_code=exit_code, signal=signal, why=why))
-        facts = {"exit_code": exit_code, "signal": signal, "last_step": record.last_step, "why": why}
-        journal(
-            self.lock.fd,
-            self.run_id,
-            "ended",
-            now,
-            state=state,
-            **{k: v for k, v in facts.items() if v not in (None, "")},
-        )
+        if record is not None and record.run_id == self.run_id:
+            self.record = write_end(self.lock.fd, Path(self.lock.path), record, end, self.clock())
 
 
 def claim(directory: str | os.PathLike[str], clock: Callable[[], float], settle_s: float = lock.SETTLE_S) -> Claim:
@@ -283,6 +242,9 @@ def clear_stale(directory: Path, now: float) -> Stale | None:
     found = entered.took_over
     if found is not None:
         with contextlib.suppress(OSError):  # a journal that cannot be written must not keep a stale lock
+            last = close_dead(entered.fd, directory.absolute(), read_record(entered.fd), now, process.here())
+            if last is not None:
+                write_record(entered.fd, last)
             journal(entered.fd, "", "cleared stale lock", now, proof=found.proof)
     entered.release()
     return found
@@ -299,10 +261,6 @@ def _sweep(directory: int) -> None:
         if name.startswith(PRIVATE) and name.endswith(".tmp"):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
-
-
-def _state() -> Path:
-    return state_directory(os.environ, sys.platform)
 
 
 def _cwd() -> str:

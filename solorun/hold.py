@@ -22,6 +22,7 @@ from typing import Any
 
 from solorun import lock, process
 from solorun.claim import Claim, claim
+from solorun.closing import End
 from solorun.errors import Held, directory_problem
 from solorun.label import read_owner
 from solorun.owner import Owner, ProcessId
@@ -272,7 +273,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         made = self._run._claim  # noqa: SLF001 - the two halves of one room
         if not self._run.adopted:
             self._restore_run_id()
-            made.end(state, exit_code=code, signal=self._stop.signal, why=why, announce=self._announce)
+            made.end(End(state, code, self._stop.signal, why), self._announce)
         else:
             self._leave_to_supervisor(made, state, code, why)
         self._run._heartbeat.close()  # noqa: SLF001 - a later `hold` of this process must be able to claim it
@@ -292,7 +293,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
             made.hand_back(self._before)
             return
         made.event("supervisor was gone")
-        made.end(state, exit_code=code, signal=self._stop.signal, why=why, announce=self._announce)
+        made.end(End(state, code, self._stop.signal, why), self._announce)
 
     def _outcome(self, kind: type[BaseException] | None, error: BaseException | None) -> tuple[State, int, str]:
         if kind is None or (kind is SystemExit and self._stop.asked):

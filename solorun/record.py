@@ -6,9 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from solorun.rundir import EVENTS, METRICS, PRIVATE, RUN
 
@@ -36,7 +36,12 @@ class RunRecord:
         total_steps: steps it wanted.
         started: seconds since the epoch.
         ended: likewise; None while running.
-        why: one line on how it ended: the error, who stopped it.
+        why: one line on how it ended: the error, the signal, the kernel's evidence.
+        boot: identity of the boot that it began in; empty in records of the first version.
+        log_at: where its part of `training.log` begins, in bytes.
+        cause: completed, interrupted, error, signal, out of memory, power loss, vanished; empty while running.
+        stopped_by: who asked it to stop with `solorun stop`; empty when nobody did, or nobody wrote it down.
+        last_words: the traceback, or the lines that tell of trouble, of a run that did not end well.
     """
 
     run_id: str
@@ -55,12 +60,20 @@ class RunRecord:
     total_steps: int | None = None
     ended: float | None = None
     why: str = ""
+    boot: str = ""
+    log_at: int = 0
+    cause: str = ""
+    stopped_by: str = ""
+    last_words: str = ""
 
 
 _FIELDS = frozenset(field.name for field in fields(RunRecord))
-_TEXTS = ("run_id", "user", "host", "fingerprint", "state", "why")
-_NUMBERS = ("pid", "started")
+_TEXTS = ("run_id", "user", "host", "fingerprint", "state", "why", "boot", "cause", "stopped_by", "last_words")
+_NUMBERS = ("pid", "started", "log_at")
 _MAYBE_NUMBERS = ("exit_code", "signal", "first_step", "last_step", "total_steps", "ended")
+
+
+_LONGEST_LINE = 1 << 20
 
 
 def new_run_id(now: float) -> str:
@@ -123,10 +136,22 @@ def write_record(directory: int, record: RunRecord) -> None:
 
 
 def ended(
-    record: RunRecord, state: State, now: float, *, exit_code: int | None, signal: int | None, why: str
+    record: RunRecord,
+    state: State,
+    now: float,
+    *,
+    exit_code: int | None,
+    signal: int | None,
+    why: str,
+    cause: str = "",
+    stopped_by: str = "",
+    last_words: str = "",
 ) -> RunRecord:
     """The record of a run that is over."""
-    return replace(record, state=state, ended=now, exit_code=exit_code, signal=signal, why=why)
+    return replace(
+        record, state=state, ended=now, exit_code=exit_code, signal=signal, why=why, cause=cause,
+        stopped_by=stopped_by, last_words=last_words,
+    )  # fmt: skip
 
 
 def append_line(directory: int, name: str, facts: dict[str, Any]) -> None:
@@ -172,20 +197,45 @@ def _plain(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def read_events(directory: int) -> Iterator[dict[str, Any]]:
-    """The events of a directory, oldest first; torn lines are passed over."""
+def read_events(directory: int, names: Collection[str] = (), last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a directory, oldest first; torn lines are passed over. Flat in memory however long the journal is.
+
+    Args:
+        directory: descriptor of the results directory.
+        names: only these events; empty for all. Other lines are not even parsed.
+        last_bytes: only what stands in the last so many bytes of the journal; None for all of it.
+    """
     try:
         fd = os.open(EVENTS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return
+    wanted = [name.encode() for name in names]
     with os.fdopen(fd, "rb") as file:
-        for line in file:
+        if last_bytes is not None and (size := os.fstat(fd).st_size) > last_bytes:
+            file.seek(size - last_bytes - 1)
+            file.readline(_LONGEST_LINE)  # the rest of a line whose beginning was left out
+        for line in _short_lines(file):
+            if wanted and not any(name in line for name in wanted):
+                continue
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
+            if isinstance(event, dict) and isinstance(name := event.get("event"), str) and (not names or name in names):
                 yield event
+
+
+def _short_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file, without those that no event is as long as: a crash may leave a gigabyte without an end."""
+    try:
+        while line := file.readline(_LONGEST_LINE):
+            if line.endswith(b"\n") or len(line) < _LONGEST_LINE:
+                yield line
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_LONGEST_LINE)
+    except OSError:  # a directory, a disk with a bad sector: what was read so far is told
+        return
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -9,6 +9,7 @@ from solorun.hang import Busy, Certain, HangVerdict, Looks, Strong, is_still, ju
 from solorun.owner import Alive, Foreign, Held, Label, Owner, ProcessId, Sighting, Stale, Unknown, Verdict
 from solorun.progress import Progress
 from solorun.record import RunRecord
+from solorun.rundir import CheckpointFile
 from solorun.settings import Settings
 from solorun.wording import ago
 
@@ -110,6 +111,7 @@ class Evidence:
         record: the last run.
         log_age_s: seconds since the log was last written; None without a log.
         looks: two looks at the processes of a run that seems not to move; None while nobody took them.
+        checkpoint: the newest one by step, whether it loads or not; None without one.
     """
 
     directory: str
@@ -123,6 +125,7 @@ class Evidence:
     record: RunRecord | None
     log_age_s: float | None
     looks: Looks | None = None
+    checkpoint: CheckpointFile | None = None
 
 
 def classify(evidence: Evidence, now: float, settings: Settings) -> RunState:

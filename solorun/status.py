@@ -27,7 +27,7 @@ from solorun.owner import (
 )
 from solorun.progress import read_progress
 from solorun.record import read_record
-from solorun.rundir import LOG, find_all
+from solorun.rundir import LOG, checkpoint_files, find_all
 from solorun.runstate import (
     NAMES,
     Elsewhere,
@@ -88,6 +88,7 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
         progress=read_progress(fd),
         record=record,
         log_age_s=_age(fd, now),
+        checkpoint=next(iter(checkpoint_files(fd)), None),
     )
 
 
@@ -228,6 +229,7 @@ def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: flo
     live = isinstance(state, Running | Silent | Hung | Elsewhere)
     record = evidence.record if evidence else None
     progress = evidence.progress if evidence else None
+    checkpoint = evidence.checkpoint if evidence else None
     run_id = owner.run_id if owner else record.run_id if record else None
     if progress is not None and progress.run_id != run_id:
         progress = None
@@ -250,6 +252,8 @@ def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: flo
         "memory_bytes": process.resident_bytes(owner.process.pid) if owner and _is_here(owner.process.here) else None,
         "ended": how_ended(record) if record and not live else None,
         "detail": detail(state),
+        "checkpoint": checkpoint.step if checkpoint else None,
+        "checkpoint_age_s": max(0.0, now - checkpoint.written) if checkpoint else None,
     }
 
 

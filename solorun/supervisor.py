@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from types import FrameType
 
 from solorun import process
+from solorun.causes import MemoryDeaths
 from solorun.claim import Claim
+from solorun.closing import End
 from solorun.errors import BadUsage
 from solorun.gate import CANNOT_EXECUTE, Execution, Gate
 from solorun.handshake import Holding, Over, Report
@@ -114,6 +116,7 @@ class _Supervisor:
         self.child: ProcessId | None = None
         self.asked: int | None = None
         self.asked_at = 0.0
+        self.deaths = MemoryDeaths()
         self.terminal = _controlling_terminal()
         self.log_start = os.fstat(made.log.fd).st_size
         self.mirror: Mirror | None = None
@@ -137,6 +140,7 @@ class _Supervisor:
             died_of_it = self.asked  # as a wait status: a number below 128 is a death by that signal
             return self._finish(died_of_it, "", time.monotonic() - began)
         self._put_files()
+        self._look_at_memory()
         failure = gate.let_through()
         if not failure:
             self.tell(Holding(self.claim.run_id, self.child.pid, self.me.pid))
@@ -262,6 +266,7 @@ class _Supervisor:
             else:
                 self._relabel_if_dead()
                 self.watchdog.look()
+                self._look_at_memory()
             select.select([self.wake_read], [], [], _TICK_S)
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake_read, 4096)
@@ -280,6 +285,11 @@ class _Supervisor:
                 f"solorun: the command ended, but processes of it still run (PID {pids}); "
                 f"the directory stays held until they end (`solorun stop` ends them)"
             )
+
+    def _look_at_memory(self) -> None:
+        owner = self.claim.owner
+        if owner is not None:
+            self.deaths.look(owner.process.pid)
 
     def _relabel_if_dead(self) -> None:
         owner = self.claim.owner
@@ -320,7 +330,10 @@ class _Supervisor:
         why = failure or (process.signal_name(outcome.signal) if outcome.signal else "")
         lines = self._last_lines()
         self._take_pid_file_away()
-        self.claim.end(outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why)
+        if outcome.state == "killed" and outcome.signal == signal.SIGKILL and self.asked is None:
+            why = "; ".join(filter(None, (why, self.deaths.silence())))
+        self.claim.end(End(outcome.state, outcome.exit_code, outcome.signal, why, self._memory_evidence))
+        why = (self.claim.record.why if self.claim.record else "") or why
         if self.mirror is not None:
             self.mirror.finish(_LAST_COPY_S)
         self.watchdog.ended(outcome.state, exit_code=outcome.exit_code, signal=outcome.signal, why=why, seconds=seconds)
@@ -329,6 +342,13 @@ class _Supervisor:
         if failure:
             raise BadUsage(f"cannot execute {self.plan.argv[0]!r}: {failure}", "check the command after `--`")
         return outcome
+
+    def _memory_evidence(self) -> str:
+        """What the kernel tells of memory that ran out, for a run that was killed though nobody asked it to stop."""
+        owner, record = self.claim.owner, self.claim.record
+        if self.asked is not None or owner is None or record is None:
+            return ""
+        return self.deaths.evidence({owner.process.pid, self.child.pid if self.child else 0}, record.started)
 
     def _last_lines(self) -> tuple[str, ...]:
         try:

@@ -17,6 +17,18 @@ def ago(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
+def short(seconds: float) -> str:
+    """A duration for a column of a table: 12s, 3m, 5h20m, 2d4h."""
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole}s"
+    if whole < 7200:
+        return f"{whole // 60}m"
+    if whole < 172_800:
+        return f"{whole // 3600}h{whole % 3600 // 60}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600}h"
+
+
 def printable(text: str) -> str:
     """A name with control characters shown, not sent to the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -16,6 +16,7 @@ _VERBS = {
     "start": "guard a command: the only run in its results directory",
     "attach": "live output of a run; Ctrl-C asks whether to leave it or to stop it",
     "status": "every run: state, step, rate, time left",
+    "history": "every run ever: when, how long, how it ended",
     "logs": "the log of a run; -f follows it",
     "stop": "end a run gracefully, and prove that it ended",
     "recover": "a stale lock, a hung run, a fight, orphans: names it, ends it, cleans up",

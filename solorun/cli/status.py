@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+from solorun import __version__
 from solorun.cli.places import current_settings, note, roots
 from solorun.cli.render import runs_table
 from solorun.process import here
@@ -35,9 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.all_hosts:
         return _far(arguments, rows)
     if arguments.json:
-        print(json.dumps({"schema": 1, "host": here().host, "cwd": os.getcwd(), "runs": rows}, indent=1))
+        told = {"schema": 1, "version": __version__, "host": here().host, "cwd": os.getcwd(), "runs": rows}
+        print(json.dumps(told, indent=1))
     elif rows:
         print("\n".join(runs_table(rows)))
+        if any(row["memory_bytes"] for row in rows):  # else nobody asks what the machine has left
+            print(f"\nmemory of {here().host}: {_memory()}")
     else:
         looked = ", ".join(str(place) for place in (places or settings.roots))
         print(f"no runs found in {looked}")
@@ -48,3 +52,10 @@ def _far(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> int:
     from solorun.cli import farstatus  # a status of this machine alone need not know ssh
 
     return farstatus.show(arguments, rows)
+
+
+def _memory() -> str:
+    from solorun.memory import describe, read
+
+    seen = read()
+    return describe(seen) if seen is not None else "cannot be told"

@@ -47,6 +47,7 @@ FLAGS = {
     "start": {"--share-accelerator", "directory", "-h", "--help", "--background", "--tmux", "--wait", "--json"},
     "attach": {"directory", "-h", "--help", "-n", "--lines", "--on-interrupt", "--tmux"},
     "status": {"places", "-h", "--help", "--json", "--exit-code", "--all-hosts"},
+    "history": {"places", "-h", "--help", "--run", "-n", "--lines", "--json"},
     "logs": {"directory", "-h", "--help", "-f", "--follow", "-n", "--lines"},
     "hosts": {"-h", "--help", "--json"},
     "stop": {"directory", "-h", "--help", "--grace", "--kill", "--waiting"},
@@ -71,11 +72,24 @@ def test_the_keys_of_status_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "training.lock").write_text(f"{os.getpid()}\n")
     assert main.main(["status", "--json", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) >= {"schema", "host", "cwd", "runs"}
+    assert set(found) >= {"schema", "version", "host", "cwd", "runs"}
     assert found["schema"] == 1
     assert set(found["runs"][0]) >= {
         "directory", "state", "pid", "user", "since", "step", "total", "rate", "eta_s", "log_age_s", "step_age_s",
         "phase", "run_id", "host", "command", "memory_bytes", "ended", "detail",
+        "checkpoint", "checkpoint_age_s",
+    }  # fmt: skip
+
+
+def test_the_keys_of_history_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text(OLD_RUN)
+    assert main.main(["history", "--json", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == 1
+    assert set(found["runs"][0]) >= {
+        "directory", "vanished", "run_id", "parent_run_id", "state", "cause", "outcome", "started", "ended", "seconds",
+        "first_step", "last_step", "total_steps", "exit_code", "signal", "stopped_by", "user", "host", "pid",
+        "command", "last_words",
     }  # fmt: skip
 
 
@@ -213,6 +227,24 @@ def test_a_run_record_of_the_first_version_still_decodes(tmp_path: Path) -> None
         )  # fmt: skip
     finally:
         os.close(fd)
+
+
+OLD_EVENTS = """\
+{"schema": 1, "time": 1795469400.25, "run_id": "r1", "event": "started", "pid": 4242, "user": "ada", "argv": ["t"]}
+{"schema": 1, "time": 1795469460.5, "run_id": "r1", "event": "ended", "state": "interrupted", "exit_code": 130, \
+"signal": 2, "last_step": 120, "why": "SIGINT"}
+{"schema": 1, "time": 1795469500.0, "run_id": "r2", "event": "started", "pid": 4243, "user": "ada", "argv": ["t"]}
+{"schema": 1, "time": 1795469600.0, "run_id": "r2", "event": "found dead", "last_step": 7}
+"""
+
+
+def test_a_journal_of_the_first_version_still_tells_how_runs_ended(tmp_path: Path) -> None:
+    from solorun.history import runs_of
+
+    (tmp_path / "events.jsonl").write_text(OLD_EVENTS)
+    assert [(past.record.run_id, past.record.last_step, past.outcome) for past in runs_of(tmp_path)] == [
+        ("r2", 7, "vanished"), ("r1", 120, "interrupted (SIGINT)"),
+    ]  # fmt: skip
 
 
 OLD_PROGRESS = b"1 20261123-213000-0a1b2c3d training 1795469401.000 1 120 300 1795469460.500 0.950 0.480000"

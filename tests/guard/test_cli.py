@@ -50,7 +50,7 @@ def say(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     return run
 
 
-VERBS = ("check", "start", "status", "logs", "stop", "hosts")
+VERBS = ("check", "start", "status", "history", "logs", "stop", "hosts")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -209,9 +209,32 @@ def test_status_shows_a_table_and_what_to_do_next(say: Say, tmp_path: Path) -> N
     assert lines[2].strip() == f"PID {dead} is dead"
     assert lines[3].strip().startswith("next: solorun check results/left")
     assert lines[4].split()[:3] == ["results/live", "running", str(os.getpid())]
-    assert lines[5].startswith("results/odd\\nname  idle")
+    assert lines[5].strip().endswith("iB")  # what a live run does, here only its memory
+    assert lines[6].startswith("results/odd\\nname  idle")
+    assert lines[8].startswith("memory of ")
     assert say("status", "--exit-code").code == 4
     assert say("status", "--exit-code", "results/live").code == 0
+
+
+def test_the_table_fits_80_columns_and_a_long_name_has_a_line_to_itself(
+    spawn: Spawner, say: Say, tmp_path: Path
+) -> None:
+    for name in ("kssm_v3", "a long name/of a directory that/was nested deep", "other"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "training.log").touch()
+    live = tmp_path / "results" / "kssm_v3"
+    (live / "checkpoint_120000.safetensors").touch()
+    child = spawn.python(HOLDING, live)
+    child.wait_for("holding")
+    wait_until(lambda: "LEFT" in say("status").out and "/s" in say("status").out)
+    lines = say("status").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    at = lines.index("results/a long name/of a directory that/was nested deep")
+    assert lines[at + 1].split()[:2] == ["idle", "-"]
+    (about,) = (line for line in lines if line.startswith("  training"))
+    assert "last step 0 s ago, checkpoint 120000 " in about
+    assert " s ago, " in about.partition("checkpoint")[2]
+    assert about.endswith("MiB")
 
 
 def test_the_next_step_can_be_typed_as_it_stands(say: Say, tmp_path: Path) -> None:

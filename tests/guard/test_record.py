@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ RECORD = RunRecord("20260101-000000-aaaaaaaa", None, ("python3", "t.py"), "ada",
 def test_a_record_comes_back_as_it_was_written(fd: int) -> None:
     full = ended(
         replace(RECORD, parent_run_id="p", fingerprint="f", first_step=1, last_step=9, total_steps=10),
-        "interrupted", 1_800_000_060.0, exit_code=130, signal=2, why="SIGINT",
+        "interrupted", 1_800_000_060.0, exit_code=130, signal=2, why="SIGINT", cause="interrupted", stopped_by="ada",
+        last_words="one\ntwo",
     )  # fmt: skip
     for record in (RECORD, full):
         write_record(fd, record)
@@ -53,7 +55,8 @@ def test_a_damaged_record_is_none(fd: int, results: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("run_id", 5), ("user", 7), ("host", None), ("state", ["x"]), ("started", "now"), ("last_step", "12"),
-     ("pid", "1"), ("program", [1, 2]), ("program", None), ("why", 3), ("parent_run_id", 3), ("total_steps", {})],
+     ("pid", "1"), ("program", [1, 2]), ("program", None), ("why", 3), ("parent_run_id", 3), ("total_steps", {}),
+     ("boot", 1), ("cause", None), ("stopped_by", []), ("last_words", ["x"]), ("log_at", "0")],
 )  # fmt: skip
 def test_a_record_with_a_value_of_another_kind_is_none(fd: int, results: Path, key: str, value: Any) -> None:
     write_record(fd, RECORD)
@@ -129,6 +132,41 @@ def test_lines_that_are_no_events_are_passed_over(fd: int, results: Path) -> Non
         b'\n[]\n5\n{}\n{"event": 5}\n\xff\xfe\n{"event": "x"}\n' + b"[" * 9000 + b"\n"
     )
     assert [event["event"] for event in read_events(fd)] == ["x"]
+
+
+def test_only_the_events_that_are_asked_for_are_read(fd: int) -> None:
+    for n, name in enumerate(("started", "saved", "ended", "saved")):
+        journal(fd, "r", name, float(n), note="started, they said")
+    assert [event["time"] for event in read_events(fd, ("started", "ended"))] == [0.0, 2.0]
+
+
+def test_only_the_end_of_a_journal_is_read_where_that_is_enough(fd: int, results: Path) -> None:
+    for n in range(100):
+        journal(fd, "r", "saved", float(n))
+    line = (results / "events.jsonl").stat().st_size // 100
+    assert [event["time"] for event in read_events(fd, last_bytes=3 * line + 5)] == [97.0, 98.0, 99.0]
+    assert len(list(read_events(fd, last_bytes=1 << 30))) == 100
+
+
+def test_a_long_journal_is_read_flat_in_memory(spawn: Spawner, results: Path) -> None:
+    with (results / "events.jsonl").open("wb") as file:
+        file.write(b'{"schema": 1, "time": 1.0, "run_id": "r", "event": "started", "pid": 1}\n')
+        file.write((b'{"event": "saved", "pad": "' + b"x" * 900 + b'"}\n') * 40_000)
+        file.write(b"y" * 60_000_000 + b"\n")  # a crash left a line without an end
+        file.write(b'{"schema": 1, "time": 2.0, "run_id": "r", "event": "ended", "state": "completed"}\n')
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from solorun.history import runs_of
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        (past,) = runs_of(Path(sys.argv[1]))
+        print(past.outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    child = spawn.python(code, results)
+    assert child.wait(60) == 0, child.text()
+    told, grown = child.text().split()
+    assert told == "completed"
+    assert int(grown) * (1 if sys.platform == "darwin" else 1024) < 20_000_000
 
 
 def test_a_metrics_line_bears_the_run_id(fd: int, results: Path) -> None:

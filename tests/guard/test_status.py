@@ -49,6 +49,34 @@ def test_a_running_trainer_is_told_with_its_facts(spawn: Spawner, results: Path)
     assert (found["rate"], found["eta_s"], found["phase"]) == (None, None, None)
 
 
+def test_the_newest_checkpoint_is_told_with_its_age(spawn: Spawner, results: Path) -> None:
+    (results / "training.log").touch()
+    assert (row(results)["checkpoint"], row(results)["checkpoint_age_s"]) == (None, None)
+    for step, age in ((900, 50), (1000, 100), (1100, 0)):
+        path = results / f"checkpoint_{step}.safetensors"
+        path.touch()
+        os.utime(path, (time.time() - age, time.time() - age))
+    (results / "checkpoint_1100.safetensors").rename(results / "checkpoint_1100.safetensors.torn-1")
+    child = spawn.python(HOLDING, results)
+    child.wait_for("holding")
+    found = row(results)
+    assert found["checkpoint"] == 1000
+    assert 100 <= found["checkpoint_age_s"] < 160
+
+
+def test_one_look_at_the_process_table_serves_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    pids = process.system.pids
+    monkeypatch.setattr(process.system, "pids", lambda: looks.append(1) or pids())
+    for n in range(20):
+        path = tmp_path / f"r{n}"
+        path.mkdir()
+        dead = replace(process.identify_self(), pid=a_dead_pid())
+        (path / "training.owner.json").write_bytes(encode_owner(owner_of(path, dead, f"run-{n}")))
+    assert len(status.survey([tmp_path], time.time(), SETTINGS)) == 20
+    assert len(looks) == 1
+
+
 def test_a_killed_trainer_is_stale_and_was_lost(spawn: Spawner, results: Path) -> None:
     child = spawn.python(HOLDING, results)
     child.wait_for("holding")
