@@ -20,7 +20,7 @@ from solorun.record import journal, read_events, read_record
 from solorun.refusal import refusal
 from solorun.remedy import Policy, mixed
 from solorun.rundir import checkpoint_files
-from solorun.runstate import Idle, Left, Running
+from solorun.runstate import Elsewhere, Idle, Left, Running
 from solorun.scenario import AbandonedContainer, Facts, Fighting, HungRun, OrphanedWorkers, Scenario, Unguarded
 from solorun.settings import Settings
 from solorun.status import examine
@@ -99,10 +99,8 @@ def _look_once(directory: Path, now: float, settings: Settings) -> Facts:
     finally:
         os.close(fd)
     claimants = find(directory, now)
-    seized = lock.seize(directory)
-    is_locked = not isinstance(seized, lock.DirectoryLock)
-    if isinstance(seized, lock.DirectoryLock):
-        seized.close()
+    # Only where label and record leave it open: for that instant, a start would be refused.
+    is_locked = isinstance(state, Idle | Left | Elsewhere) and _is_locked(directory)
     members = (member for one in claimants for member in one.members)
     untouchable = {process.user_of(member.pid) for member in members if not process.may_signal(member)}
     place = os.path.realpath(directory)
@@ -116,6 +114,14 @@ def _look_once(directory: Path, now: float, settings: Settings) -> Facts:
         untouchable=tuple(sorted(untouchable)),
         here=process.here(),
     )
+
+
+def _is_locked(directory: Path) -> bool:
+    seized = lock.seize(directory)
+    if isinstance(seized, lock.DirectoryLock):
+        seized.close()
+        return False
+    return True
 
 
 def spoiled(directory: Path, found: Scenario, files: tuple[Damaged, ...]) -> tuple[Damaged, ...]:

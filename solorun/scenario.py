@@ -121,7 +121,7 @@ class Facts:
         verdict: who holds it by label and record.
         claimants: who works in it.
         files: torn ones.
-        is_locked: whether some process holds the kernel's lock.
+        is_locked: whether some process holds the kernel's lock; told where nobody does by label and record.
         disk: kind of file system whose locks may be another kernel's; empty for a local one.
         untouchable: users of claimants that the caller may not signal.
         here: the place that this was seen from.

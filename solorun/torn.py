@@ -94,7 +94,7 @@ def _torn_archive(path: Path) -> str:
             bad = archive.testzip() if size <= _CHECKED_BYTES else None
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
         unjudged = isinstance(error, NotImplementedError | RuntimeError)
-        return "" if unjudged else f"it is cut short or mixed: {error}"
+        return "" if unjudged else "it is cut short or mixed: its archive has no whole directory"
     return f"its part {bad!r} does not match its checksum" if bad else ""
 
 

@@ -55,10 +55,10 @@ def results(tmp_path: Path) -> Path:
 
 
 def recover(spawn: Spawner, directory: Path, *flags: str, code: int = 0) -> str:
-    """What the command said; it must end with this status."""
+    """What the command said, on one line; it must end with this status."""
     child = spawn.solorun("recover", directory, *flags)
     assert child.wait(60) == code, child.text()
-    return child.text()
+    return " ".join(child.text().split())
 
 
 def start_works(spawn: Spawner, directory: Path) -> None:
@@ -182,6 +182,27 @@ def test_fighters_that_hear_nothing_are_killed_only_when_told_to(spawn: Spawner,
     start_works(spawn, results)
 
 
+def test_a_start_that_waited_behind_a_fight_of_ours_gets_in_and_is_not_taken_for_a_fighter(
+    spawn: Spawner, results: Path
+) -> None:
+    ours = spawn.python(HOLDING, results)
+    ours.wait_for("holding")
+    intruder = spawn.python(
+        "import sys, time\nwith open(sys.argv[1] + '/training.log', 'a') as log:\n    print('up', flush=True)\n"
+        "    time.sleep(600)",
+        results,
+        **HEARS_SIGINT,
+    )
+    intruder.wait_for("up")
+    waiting = spawn.solorun("start", "--wait", results, "--", sys.executable, "-c", "import time; time.sleep(2)")
+    wait_until(lambda: (results / "waiting").is_dir() and names(results / "waiting"))
+    said = recover(spawn, results, "--yes", "--grace", "20")
+    assert "FIGHTING: 2 runs" in said
+    assert ours.wait() == 143
+    assert intruder.wait() != 0
+    assert waiting.wait() == 0, waiting.text()
+
+
 BUSY = """
     import sys, time, solorun
     with solorun.hold(sys.argv[1], exit_on_stop=False) as run:
@@ -201,7 +222,7 @@ def test_a_run_without_progress_that_is_still_busy_is_not_killed_unasked(spawn: 
     def said(*flags: str, code: int | None) -> str:
         asking = spawn.solorun("recover", results, "--grace", "0.3", *flags, cwd=results.parent)
         assert asking.wait() == code or code is None, asking.text()
-        return asking.text()
+        return " ".join(asking.text().split())
 
     wait_until(lambda: "NO PROGRESS" in said("--dry-run", code=None))
     text = said("--yes", code=5)
