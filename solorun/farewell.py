@@ -5,54 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from solorun import process
-from solorun.record import State
+from solorun.causes import outcome
+from solorun.record import RunRecord
 from solorun.wording import ago, printable
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run ended, for those who were not looking.
+    """How a run ended.
 
     Args:
-        state: completed, interrupted, crashed, killed.
-        exit_code: exit status.
-        signal: that ended or stopped it.
-        why: one line on it.
+        record: of the run that is over.
         seconds: how long it ran.
-        step: steps done; None for a run that reports none.
-        total: steps wanted.
         checkpoint: name of the newest checkpoint; empty when there is none.
     """
 
-    state: State
-    exit_code: int
-    signal: int | None
-    why: str
+    record: RunRecord
     seconds: float
-    step: int | None
-    total: int | None
     checkpoint: str
 
     @property
     def occasion(self) -> str:
         """A crash, or any other end."""
-        return "crash" if self.state in ("crashed", "killed") else "end"
+        return "crash" if self.record.state in ("crashed", "killed") else "end"
 
     @property
     def text(self) -> str:
         """One line for people."""
-        reason = process.signal_name(self.signal) if self.signal else ""
-        if self.state == "crashed":
-            reason = f"exit status {self.exit_code}"
-        if self.why and self.why != reason:
-            reason += f"{': ' if reason else ''}{printable(self.why)}"
-        step = "" if self.step is None else f" at step {self.step}{f' of {self.total}' if self.total else ''}"
+        step, total = self.record.last_step, self.record.total_steps
+        at = "" if step is None else f", at step {step}{f' of {total}' if total else ''}"
         kept = f"newest checkpoint {printable(self.checkpoint)}" if self.checkpoint else "no checkpoint"
-        return f"{self.state}{step} after {ago(self.seconds)}{f' ({reason})' if reason else ''}; {kept}"
+        return f"{printable(outcome(self.record))}{at}, after {ago(self.seconds)}; {kept}"
 
     @property
     def facts(self) -> dict[str, Any]:
         """The same for programs."""
-        told = {name: getattr(self, name) for name in Ending.__slots__}
-        return {**told, "seconds": round(self.seconds, 1)}
+        names = ("state", "cause", "why", "stopped_by", "exit_code", "signal")
+        return {
+            **{name: getattr(self.record, name) for name in names},
+            "step": self.record.last_step,
+            "total": self.record.total_steps,
+            "seconds": round(self.seconds, 1),
+            "checkpoint": self.checkpoint,
+        }

@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from solorun.memory import Memory
 from solorun.notice import Notice
 from solorun.owner import Activity, Alive, Owner, ProcessId
 from solorun.progress import Progress, read_progress
-from solorun.record import RunRecord, State, journal, read_record
+from solorun.record import State, journal
 from solorun.rundir import LOG, checkpoint_files
 from solorun.runstate import silence_in_words, silence_limit
 from solorun.settings import NotifyEntry, Settings
@@ -105,8 +106,13 @@ class Watchdog:
             seconds: how long it ran.
         """
         try:
-            ending = self._ending(state, exit_code, signal, why, seconds)
-            self._send(ending.occasion, ending.text, ending.facts)
+            record = self._claim.record
+            if record is not None:
+                if record.state == "running":  # a full disk kept its end from being written down
+                    record = replace(record, state=state, exit_code=exit_code, signal=signal, why=why)
+                kept = next((file.name for file in checkpoint_files(self._fd)), "")
+                ending = Ending(record, seconds, kept)
+                self._send(ending.occasion, ending.text, ending.facts)
             if self._couriers and _takes_all_along():
                 self._couriers[-1].wait(_PATIENCE_S)
         except Exception as error:  # the run is over and its lock is free: that must not become a failure now
@@ -196,14 +202,6 @@ class Watchdog:
         progress = read_progress(self._fd)
         return progress if progress is not None and progress.run_id == self._claim.run_id else None
 
-    def _ending(self, state: State, exit_code: int, signal: int | None, why: str, seconds: float) -> Ending:
-        record = read_record(self._fd)
-        if record is not None and record.run_id != self._claim.run_id:  # the next run was quick
-            record = None
-        kept = next((file.name for file in checkpoint_files(self._fd)), "")
-        step, total = (record.last_step, record.total_steps) if record else (None, None)
-        return Ending(state, exit_code, signal, _cause(record) or why, seconds, step, total, kept)
-
     def _send(self, occasion: str, text: str, facts: Mapping[str, Any]) -> None:
         entries = self._whom()
         path = self._path() if entries else None
@@ -272,10 +270,6 @@ def _sign(progress: Progress | None, directory: int) -> tuple[object, ...]:
     with contextlib.suppress(OSError):
         return (os.stat(LOG, dir_fd=directory).st_mtime_ns,)
     return ()
-
-
-def _cause(record: RunRecord | None) -> str:
-    return record.why if record is not None else ""
 
 
 def _takes_all_along() -> bool:

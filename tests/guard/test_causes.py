@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -315,10 +316,16 @@ def test_a_run_that_the_kernel_killed_for_memory_is_told_with_the_kernels_eviden
     spawn: Spawner, results: Path, small_group: Path
 ) -> None:
     eat = spawn.program("eat.py", EATING)
-    child = spawn.solorun("start", results, "--", sys.executable, eat, small_group / "cgroup.procs")
+    told = results.parent / "told"
+    (results.parent / "solorun.toml").write_text(f"[[notify]]\ncommand = ['tee', '-a', '{told}']\n")
+    child = spawn.solorun("start", results, "--", sys.executable, eat, small_group / "cgroup.procs", cwd=results.parent)
     assert child.wait(60) == 128 + signal.SIGKILL, child.text()
     record = run_record(results)
     assert (record["state"], record["cause"]) == ("killed", "out of memory")
+    wait_until(lambda: told.exists() and told.read_text().endswith("}\n"))
+    notice = json.loads(told.read_text())
+    assert (notice["occasion"], notice["facts"]["cause"]) == ("crash", "out of memory")
+    assert ": out of memory (kernel: " in notice["text"]
     assert record["why"].startswith("kernel: ")
     assert outcome(replace(RECORD, **{key: record[key] for key in ("state", "cause", "why")})).startswith(
         "out of memory (kernel: "

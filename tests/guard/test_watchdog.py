@@ -20,42 +20,63 @@ from solorun.farewell import Ending
 from solorun.footprint import Footprint
 from solorun.memory import Memory
 from solorun.progress import Heartbeat
+from solorun.record import RunRecord
 from solorun.settings import NotifyEntry, Settings
 from solorun.watchdog import Watchdog
 
 from .stage import events, wait_until
 
-DONE = Ending("completed", 0, None, "", 7500.0, 300, 300, "checkpoint_300.bin")
+DONE = RunRecord(
+    "20261123-213000-0a1b2c3d", None, ("train",), "ada", "studio", 4242, 0.0,
+    state="completed", exit_code=0, first_step=1, last_step=300, total_steps=300,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("ending", "occasion", "text"),
+    ("changes", "kept", "occasion", "text"),
     [
-        (DONE, "end", "completed at step 300 of 300 after 2 h 5 min; newest checkpoint checkpoint_300.bin"),
         (
-            replace(DONE, state="interrupted", exit_code=130, signal=2, why="SIGINT", step=12),
+            {},
+            "checkpoint_300.bin",
             "end",
-            "interrupted at step 12 of 300 after 2 h 5 min (SIGINT); newest checkpoint checkpoint_300.bin",
+            "completed, at step 300 of 300, after 2 h 5 min; newest checkpoint checkpoint_300.bin",
         ),
         (
-            Ending("crashed", 1, None, "ValueError: no such text", 3.0, None, None, ""),
-            "crash",
-            "crashed after 3 s (exit status 1: ValueError: no such text); no checkpoint",
+            {"state": "interrupted", "exit_code": 130, "signal": 2, "why": "SIGINT", "stopped_by": "ada"},
+            "",
+            "end",
+            "interrupted by ada (SIGINT), at step 300 of 300, after 2 h 5 min; no checkpoint",
         ),
         (
-            Ending("killed", 137, 9, "SIGKILL", 3.0, 7, None, ""),
+            {"state": "crashed", "exit_code": 1, "why": "ValueError: no text", "last_step": None},
+            "",
             "crash",
-            "killed at step 7 after 3 s (SIGKILL); no checkpoint",
+            "crashed: ValueError: no text, after 2 h 5 min; no checkpoint",
         ),
         (
-            Ending("killed", 137, 9, "out of memory", 3.0, 7, None, ""),
+            {"state": "killed", "signal": 9, "why": "SIGKILL", "last_step": 7, "total_steps": None},
+            "a\x1bb",
             "crash",
-            "killed at step 7 after 3 s (SIGKILL: out of memory); no checkpoint",
+            "killed by SIGKILL, at step 7, after 2 h 5 min; newest checkpoint a\\x1bb",
+        ),
+        (
+            {"state": "killed", "signal": 9, "why": "kernel: Killed process 5", "cause": "out of memory"},
+            "",
+            "crash",
+            "out of memory (kernel: Killed process 5), at step 300 of 300, after 2 h 5 min; no checkpoint",
         ),
     ],
 )
-def test_an_end_in_one_line(ending: Ending, occasion: str, text: str) -> None:
+def test_an_end_in_one_line(changes: dict[str, object], kept: str, occasion: str, text: str) -> None:
+    ending = Ending(replace(DONE, **changes), 7500.0, kept)  # type: ignore[arg-type]
     assert (ending.occasion, ending.text) == (occasion, text)
+
+
+def test_the_facts_of_an_end() -> None:
+    assert Ending(DONE, 7500.04, "checkpoint_300.bin").facts == {
+        "state": "completed", "cause": "", "why": "", "stopped_by": "", "exit_code": 0, "signal": None, "step": 300,
+        "total": 300, "seconds": 7500.0, "checkpoint": "checkpoint_300.bin",
+    }  # fmt: skip
 
 
 # At a real directory, with a clock of our own.

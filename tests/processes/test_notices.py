@@ -90,7 +90,7 @@ def test_a_run_that_completes_is_told_after_its_lock_was_released(spawn: Spawner
     assert notice["occasion"] == "end"
     assert notice["directory"] == str(home / "run")
     assert notice["run_id"] == run_record(home / "run")["run_id"]
-    assert "completed at step 7 of 300 after" in notice["text"]
+    assert "completed, at step 7 of 300, after" in notice["text"]
     assert notice["text"].endswith("; newest checkpoint checkpoint_5.bin")
     assert {key: notice["facts"][key] for key in ("state", "exit_code", "step", "total", "checkpoint")} == {
         "state": "completed", "exit_code": 0, "step": 7, "total": 300, "checkpoint": "checkpoint_5.bin",
@@ -106,8 +106,8 @@ def test_a_trainer_killed_with_9_is_told_by_its_supervisor_as_a_crash(spawn: Spa
     wait_until(lambda: "notified" in events(home / "run"))
     (notice,) = told(home)
     assert (notice["occasion"], notice["facts"]["signal"]) == ("crash", 9)
-    assert "killed at step 7 of 300" in notice["text"]
-    assert "SIGKILL" in notice["text"]
+    assert ", at step 7 of 300, after" in notice["text"]
+    assert "killed by SIGKILL" in notice["text"]
 
 
 def test_a_run_in_the_background_is_told_of_when_nobody_is_logged_in_any_more(spawn: Spawner, home: Path) -> None:
