@@ -6,44 +6,40 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 
-from solorun import process
+from solorun import lock, process
 from solorun.claim import clear_stale
+from solorun.closing import End, write_end
 from solorun.errors import Refused, directory_problem
-from solorun.label import look, look_at, read_owner
-from solorun.owner import Foreign, Held, Owner, ProcessId, Unknown
-from solorun.progress import read_progress
-from solorun.record import journal, read_events, read_record
-from solorun.refusal import refusal
+from solorun.patience import Action, next_action
+from solorun.patience import StopPolicy as StopPolicy
+from solorun.progress import Progress, read_progress
+from solorun.record import journal, read_record
+from solorun.rundir import CheckpointFile, checkpoint_files
+from solorun.target import Pursuit, Target, find, was_asked
+from solorun.wording import ago
 
 _POLL_S = 0.05
-_TERM_GRACE_S = 10.0
-_KILL_GRACE_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class StopPolicy:
-    """How patient to be.
-
-    Args:
-        graceful_s: seconds to wait for the run's own end, with its checkpoint.
-        kill: afterwards TERM, then KILL, the whole run.
-    """
-
-    graceful_s: float = 60.0
-    kill: bool = False
+_LEFTOVERS_S = 2.0
+_REMIND_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The run ended by itself."""
+    """The run ended by itself.
+
+    Args:
+        after_s: seconds since it was asked.
+        step: its last one; None for a run that reports none.
+        checkpoint: the newest one in the directory.
+    """
 
     after_s: float
     step: int | None
+    checkpoint: CheckpointFile | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,100 +49,60 @@ class WasNotRunning:
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """The run had to be killed."""
+    """The run had to be ended the hard way, and every process of it is proven dead.
+
+    Args:
+        after_s: seconds since it was asked.
+        signal: the strongest that it took, SIGTERM or SIGKILL.
+        checkpoint: the newest one that survives.
+        step: the last one it reported; None for a run that reports none.
+    """
 
     after_s: float
     signal: int
+    checkpoint: CheckpointFile | None
+    step: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class StillRunning:
-    """The grace is over and the run lives."""
+    """The patience is over and the run lives.
+
+    Args:
+        phase: what it is doing, `unknown` when it does not say.
+        pids: processes that have not ended.
+        after_s: seconds since it was asked.
+        checkpoint: the newest one, which a kill would leave.
+        step: the last one it reported.
+    """
 
     phase: str
     pids: tuple[int, ...]
+    after_s: float = 0.0
+    checkpoint: CheckpointFile | None = None
+    step: int | None = None
 
 
 StopResult = Stopped | WasNotRunning | Killed | StillRunning
 
 
-class Action(Enum):
-    """What a stop does next."""
-
-    WAIT = auto()
-    TERM = auto()
-    KILL = auto()
-    GIVE_UP = auto()
-    DONE = auto()
-
-
-def next_action(policy: StopPolicy, elapsed_s: float, *, alive: bool, sent: int) -> Action:
-    """Decide the next action.
+def what_survives(step: int | None, checkpoint: CheckpointFile | None) -> str:
+    """What of a run is on the disk, in words.
 
     Args:
-        policy: how patient to be.
-        elapsed_s: seconds since the run was asked.
-        alive: whether any process of it lives.
-        sent: the strongest signal that was sent so far.
+        step: the last one it reported; None when it reports none.
+        checkpoint: the newest one in the directory.
     """
-    if not alive:
-        return Action.DONE
-    if elapsed_s < policy.graceful_s:
-        return Action.WAIT
-    if not policy.kill:
-        return Action.GIVE_UP
-    if sent == signal.SIGINT:
-        return Action.TERM
-    if elapsed_s < policy.graceful_s + _TERM_GRACE_S:
-        return Action.WAIT
-    if sent == signal.SIGTERM:
-        return Action.KILL
-    return Action.WAIT if elapsed_s < policy.graceful_s + _TERM_GRACE_S + _KILL_GRACE_S else Action.GIVE_UP
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The processes of a run, and which of them to ask."""
-
-    run_id: str
-    owner: Owner | None
-    survivors: tuple[ProcessId, ...]
-
-    @property
-    def request(self) -> int:
-        """What to ask with: SIGTERM where it is known to be graceful and never to mean "at once", else SIGINT.
-
-        A trainer of ours may be saving because of an earlier Ctrl-C; another one would make it leave. Old-style
-        trainers and most commands know only SIGINT as a graceful end.
-        """
-        ours = self.owner is not None and self.owner.adopted and self.owner.run_id
-        return signal.SIGTERM if ours else signal.SIGINT
-
-    def ask(self) -> None:
-        """Send a polite signal to whom answers it for the whole run."""
-        owner, number = self.owner, self.request
-        if owner is not None:
-            if owner.adopted and process.send(owner.process, number):
-                return
-            if owner.supervisor is not None and process.send(owner.supervisor, number):
-                return
-            if process.send_group(owner.process, number) or process.send(owner.process, number):
-                return
-        self.signal_all(number)
-
-    def signal_all(self, number: int) -> None:
-        """Send a signal to every process of the run."""
-        for member in self.members():
-            process.send(member, number)
-
-    def members(self) -> list[ProcessId]:
-        """Live processes of the run, the supervisor left out: it ends by itself and writes down how."""
-        found = dict.fromkeys(self.survivors)
-        if self.owner is not None:
-            found[self.owner.process] = None
-        if self.run_id:
-            found.update(dict.fromkeys(process.carriers(self.run_id)))
-        return [member for member in found if process.is_alive(member)]
+    if checkpoint is None:
+        if step is None:
+            return "it reported no steps, and there is no checkpoint file"
+        return (
+            "no step was made: nothing was owed" if step == 0 else f"no checkpoint file is there: {_steps(step)} lost"
+        )
+    if step is None or step <= checkpoint.step:
+        return f"newest checkpoint: {checkpoint.name}"
+    lost = step - checkpoint.step
+    return f"newest checkpoint: {checkpoint.name}; {_steps(lost)} after it {'is' if lost == 1 else 'are'} lost"
 
 
 def stop(
@@ -171,15 +127,13 @@ def stop(
         DirectoryProblem: the directory cannot be read.
     """
     try:
-        target = _find(directory)
+        target = find(directory, sleep)
     except OSError as error:
         raise directory_problem(error, "look into", directory) from None
     if target is None:
         return WasNotRunning()
-    began = clock()
     try:
-        sent = _ask(directory, target, tell)
-        return _wait(directory, target, policy, sent, began, tell, clock, sleep)
+        return _Stop(directory, target, policy, tell, clock).run(sleep)
     except PermissionError:
         who = target.owner.user if target.owner else "another user"
         raise Refused(
@@ -188,140 +142,185 @@ def stop(
         ) from None
 
 
-def _find(directory: Path) -> _Target | None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        verdict = look_at(fd)
-        record, last = read_owner(fd), read_record(fd)
-    finally:
-        os.close(fd)
-    if isinstance(verdict, Foreign | Unknown):
-        raise refusal(directory, verdict, time.time())
-    if isinstance(verdict, Held):
-        # Beside the label of an old-style trainer there may lie the record of a run that is long dead.
-        owner = record if record and process.is_alive(record.process) else _unrecorded(directory, verdict)
-        return _Target(owner.run_id if owner else "", owner, ())
-    run_id = record.run_id if record else last.run_id if last else ""
-    survivors = tuple(process.carriers(run_id)) if run_id else ()
-    return _Target(run_id, None, survivors) if survivors else None
+class _Stop:
+    """One stop, from the question to the proof."""
 
+    def __init__(
+        self,
+        directory: Path,
+        target: Target,
+        policy: StopPolicy,
+        tell: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.directory = directory
+        self.target = target
+        self.policy = policy
+        self.tell = tell
+        self.clock = clock
+        self.began = clock()
+        self.sent: int = signal.SIGINT
+        self.sent_at = 0.0
+        self.saving_at: float | None = None
+        self.leader_gone_at: float | None = None
+        self.told_extension = self.asked_leftovers = False
+        self.phase = ""
+        self.told_at = 0.0
+        self.last: Progress | None = None  # a run that waited for this one's end overwrites the heartbeat at once
+        self.pursuit = Pursuit(directory, target, clock)
 
-def _unrecorded(directory: Path, held: Held) -> Owner | None:
-    """An old-style trainer, which has a label and nothing else."""
-    found = process.identify(held.pid) if held.pid else None
-    if found is None:
-        return None
-    user = process.user_of(found.pid)
-    return Owner("", found, None, True, user, process.argv(found.pid), "", 0.0, str(directory), 0)
+    def run(self, sleep: Callable[[float], None]) -> StopResult:
+        """Ask, then wait and escalate as the policy says."""
+        self.pursuit.living()  # before the question: what the trainer leaves behind could not be told later
+        self._ask()
+        while True:
+            rest = self.pursuit.rest()
+            elapsed = self.clock() - self.began
+            progress = self.last = self._progress() or self.last
+            if progress is not None and progress.phase == "saving":
+                self.saving_at = elapsed
+            action = next_action(
+                self.policy,
+                elapsed,
+                alive=bool(rest),
+                sent=self.sent,
+                sent_at_s=self.sent_at,
+                saving_at_s=self.saving_at,
+            )
+            if action is Action.DONE:
+                return self._done(elapsed, progress)
+            if action is Action.GIVE_UP:
+                pids = tuple(one.pid for one in rest)
+                return StillRunning(
+                    progress.phase if progress else "unknown", pids, elapsed, self._checkpoint(), _step(progress)
+                )
+            if action is not Action.WAIT:
+                self._escalate(signal.SIGTERM if action is Action.TERM else signal.SIGKILL, elapsed)
+            elif self.sent == signal.SIGKILL:
+                self.pursuit.signal(signal.SIGKILL)  # also what was started since
+            else:
+                self._say(progress, elapsed)
+                self._ask_leftovers(progress, elapsed)
+                self.pursuit.wake()
+            sleep(_POLL_S)
 
+    def _ask(self) -> None:
+        """Ask once: a second SIGINT would make the run leave without a checkpoint."""
+        target = self.target
+        with _opened(self.directory) as fd:
+            if target.request == signal.SIGINT and target.owner is not None and was_asked(fd, target.run_id):
+                self.tell("it was asked to stop before; waiting for it")
+                return
+            pid = target.owner.process.pid if target.owner else ", ".join(str(p.pid) for p in target.others)
+            self.tell(f"asking PID {pid} to stop ({process.signal_name(target.request)})")
+            target.ask()
+            # Written down only now: who may not signal the run must not keep others from asking it.
+            self._journal(fd, "stop requested", target.request)
 
-def _ask(directory: Path, target: _Target, tell: Callable[[str], None]) -> int:
-    """Ask once: a second SIGINT would make the run leave without a checkpoint."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if target.request == signal.SIGINT and target.owner is not None and _was_asked(fd, target.run_id):
-            tell("it was asked to stop before; waiting for it")
-            return signal.SIGINT
-        pid = target.owner.process.pid if target.owner else ", ".join(str(p.pid) for p in target.survivors)
-        tell(f"asking PID {pid} to stop ({process.signal_name(target.request)})")
-        target.ask()
-        # Written down only now: who may not signal the run must not keep others from asking it.
+    def _journal(self, fd: int, event: str, number: int) -> None:
         with contextlib.suppress(OSError):
             user = process.user_name(os.getuid())
-            journal(fd, target.run_id, "stop requested", time.time(), by=user, signal=int(target.request))
-    finally:
-        os.close(fd)
-    return signal.SIGINT
+            journal(fd, self.target.run_id, event, time.time(), by=user, signal=int(number))
+
+    def _escalate(self, number: int, elapsed: float) -> None:
+        self.tell(f"still alive after {elapsed:.0f} s: {process.signal_name(number)} to the whole run")
+        self.sent, self.sent_at = number, elapsed
+        with contextlib.suppress(OSError), _opened(self.directory) as fd:
+            self._journal(fd, "killed" if number == signal.SIGKILL else "escalated", number)
+        self.pursuit.signal(number)
+
+    def _say(self, progress: Progress | None, elapsed: float) -> None:
+        """What it is doing, whenever that changes and now and then."""
+        phase = progress.phase if progress is not None else ""
+        if phase and phase != self.phase:
+            self.tell(f"it is {phase} ({_where(progress)}) ...")
+            self.told_at = elapsed
+        elif elapsed - self.told_at > _REMIND_S:
+            self.tell(f"still {phase or 'running'} after {ago(elapsed)} ...")
+            self.told_at = elapsed
+        self.phase = phase
+        if phase == "saving" and elapsed >= self.policy.graceful_s and not self.told_extension:
+            self.tell(f"it is saving: up to {ago(self.policy.save_extension_s)} more for that before anything else")
+            self.told_extension = True
+
+    def _ask_leftovers(self, progress: Progress | None, elapsed: float) -> None:
+        """Ask what the trainer left running, a moment after its end; not what saves, and nobody twice."""
+        if self.asked_leftovers or self.sent != signal.SIGINT or not self.pursuit.leader_is_gone():
+            return
+        if self.leader_gone_at is None or (progress is not None and progress.phase == "saving"):
+            self.leader_gone_at = elapsed
+        elif elapsed - self.leader_gone_at > _LEFTOVERS_S and (left := self.pursuit.unasked()):
+            self.asked_leftovers = True
+            pids = ", ".join(str(one.pid) for one in left)
+            self.tell(f"the trainer has ended, but PID {pids} of it still runs: asking that too")
+            self.pursuit.ask_leftovers(left)
+
+    def _progress(self) -> Progress | None:
+        """The heartbeat of this run."""
+        try:
+            with _opened(self.directory) as fd:
+                found = read_progress(fd)
+        except OSError:
+            return None
+        return found if found is not None and found.run_id == self.target.run_id else None
+
+    def _checkpoint(self) -> CheckpointFile | None:
+        try:
+            with _opened(self.directory) as fd:
+                return next(iter(checkpoint_files(fd)), None)
+        except OSError:
+            return None
+
+    def _done(self, elapsed: float, progress: Progress | None) -> StopResult:
+        """What the end was; a lock that a killed run left is cleared, since its death is proven here."""
+        with contextlib.suppress(OSError):
+            self._write_down()
+            clear_stale(self.directory, time.time())
+        step, checkpoint = _step(progress), self._checkpoint()
+        if self.sent == signal.SIGINT:
+            return Stopped(elapsed, step, checkpoint)
+        return Killed(elapsed, int(self.sent), checkpoint, step)
+
+    def _write_down(self) -> None:
+        """Write how the run ended, where nobody was left to do that, and nobody has started a new one."""
+        with _opened(self.directory) as fd:
+            last = read_record(fd)
+        if last is None or last.run_id != self.target.run_id or last.state != "running":
+            return
+        entered = lock.enter(self.directory, settle_s=0)
+        if not isinstance(entered, lock.DirectoryLock):
+            return
+        try:
+            record = read_record(entered.fd)
+            if record is not None and record.run_id == self.target.run_id and record.state == "running":
+                killed = self.sent == signal.SIGKILL
+                why = f"{process.signal_name(self.sent)} from `solorun stop`"
+                end = End(
+                    "killed" if killed else "interrupted", 128 + self.sent if killed else None, int(self.sent), why
+                )
+                write_end(entered.fd, self.directory.absolute(), record, end, time.time())
+        finally:
+            entered.release()
 
 
-def _was_asked(directory: int, run_id: str) -> bool:
-    """Whether the run as it is now was asked a moment ago.
-
-    Survivors that it left, and a trainer that came later, have heard nothing yet; and what did not end a command
-    within the usual grace may be asked again.
-    """
-    asked = False
-    for event in read_events(directory):
-        if run_id and event.get("run_id") == run_id:
-            if event["event"] == "stop requested":
-                asked = time.time() - float(event.get("time", 0)) < StopPolicy().graceful_s
-            elif event["event"] in ("survivors", "adopted"):
-                asked = False
-    return asked
-
-
-def _wait(
-    directory: Path,
-    target: _Target,
-    policy: StopPolicy,
-    sent: int,
-    began: float,
-    tell: Callable[[str], None],
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> StopResult:
-    phase = ""
-    while True:
-        elapsed = clock() - began
-        action = next_action(policy, elapsed, alive=_is_alive(directory, target), sent=sent)
-        if action is Action.DONE:
-            return _result(directory, target, sent, elapsed)
-        if action is Action.GIVE_UP:
-            return StillRunning(phase or "unknown", tuple(member.pid for member in target.members()))
-        if action in (Action.TERM, Action.KILL):
-            sent = signal.SIGTERM if action is Action.TERM else signal.SIGKILL
-            tell(f"still alive after {elapsed:.0f} s: {process.signal_name(sent)} to the whole run")
-            target.signal_all(sent)
-        now = _phase(directory, target)
-        if now != phase and now:
-            tell(f"it is {now} ...")
-        phase = now
-        sleep(_POLL_S)
-
-
-def _is_alive(directory: Path, target: _Target) -> bool:
-    """Whether any process of the run lives, or its supervisor has not let go yet."""
-    if target.members():
-        return True
-    supervisor = target.owner.supervisor if target.owner else None
-    if supervisor is None or not process.is_alive(supervisor):
-        return False
-    try:
-        return isinstance(look(directory), Held) or _is_same_run(directory, target.run_id)
-    except OSError:
-        return False
-
-
-def _is_same_run(directory: Path, run_id: str) -> bool:
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        record = read_owner(fd)
+        yield fd
     finally:
         os.close(fd)
-    return record is not None and record.run_id == run_id
 
 
-def _phase(directory: Path, target: _Target) -> str:
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        progress = read_progress(fd)
-    finally:
-        os.close(fd)
-    return progress.phase if progress and progress.run_id == target.run_id else ""
+def _step(progress: Progress | None) -> int | None:
+    return progress.step if progress is not None else None
 
 
-def _result(directory: Path, target: _Target, sent: int, elapsed: float) -> StopResult:
-    """What the end was; a lock that a killed run left is cleared, since its death is proven here."""
-    step = None
-    with contextlib.suppress(OSError):
-        clear_stale(directory, time.time())
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            progress = read_progress(fd)
-        finally:
-            os.close(fd)
-        step = progress.step if progress and progress.run_id == target.run_id else None
-    return Killed(elapsed, sent) if sent == signal.SIGKILL else Stopped(elapsed, step)
+def _steps(number: int) -> str:
+    return "1 step" if number == 1 else f"{number} steps"
+
+
+def _where(progress: Progress | None) -> str:
+    if progress is None or not progress.step:
+        return "no step yet"
+    return f"step {progress.step}" + (f" of {progress.total}" if progress.total else "")

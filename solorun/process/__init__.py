@@ -230,6 +230,17 @@ def may_signal(process: ProcessId) -> bool:
     return True
 
 
+def flock_sharers(device: int, inode: int) -> list[tuple[ProcessId, int]]:
+    """Live processes, other than the caller, that have a flock on this file, each with the PID that took it.
+
+    A forked worker shares the lock of its parent, and keeps it when the parent is gone.
+    """
+    own = os.getpid()
+    found = ((pid, _system.flock_taker(pid, device, inode)) for pid in _system.pids() if pid != own)
+    named = ((identify(pid), taker) for pid, taker in found if taker)
+    return [(one, taker) for one, taker in named if one is not None]
+
+
 def argv(pid: int) -> tuple[str, ...]:
     """The command line of a PID, empty when it cannot be read."""
     return _system.argv(pid)

@@ -305,6 +305,11 @@ def open_directories(pid: int) -> list[str] | None:  # noqa: ARG001 - one signat
     return None
 
 
+def flock_taker(pid: int, device: int, inode: int, psutil: Any = None) -> int:  # noqa: ARG001 - as has_open
+    """The PID that took the flock which this process has on a file. macOS does not tell: always 0."""
+    return 0
+
+
 def send(pid: int, started: int, number: int, psutil: Any = None, raw_start: Callable[[int], int] = _raw_start) -> bool:
     """Send a signal to exactly this process, checked immediately before. False when it is gone."""
     seen = probe(pid, psutil, raw_start)

@@ -254,14 +254,7 @@ def _opened_to_write(pid: int, fd: str) -> bool:
 
 def has_flock(pid: int, device: int, inode: int) -> bool:
     """Whether the process holds a `flock` on this file or directory; False where it may not be read."""
-    for fd in _descriptors(pid):
-        try:
-            seen = os.stat(f"/proc/{pid}/fd/{fd}")
-        except OSError:
-            continue
-        if (seen.st_dev, seen.st_ino) == (device, inode) and b"FLOCK" in _read_bytes(f"/proc/{pid}/fdinfo/{fd}"):
-            return True
-    return False
+    return flock_taker(pid, device, inode) != 0
 
 
 def answers(pid: int, number: int) -> str:
@@ -293,6 +286,21 @@ def open_directories(pid: int) -> list[str] | None:
     except OSError:
         return None
     return sorted({link for link in links if os.path.isdir(link) and os.path.isabs(link)})
+
+
+def flock_taker(pid: int, device: int, inode: int) -> int:
+    """The PID that took the flock which this process has on a file, perhaps its parent's; 0 where it has none."""
+    for name in _descriptors(pid):
+        try:
+            seen = os.stat(f"/proc/{pid}/fd/{name}")
+        except OSError:
+            continue
+        if (seen.st_dev, seen.st_ino) == (device, inode):
+            for line in _read_bytes(f"/proc/{pid}/fdinfo/{name}").splitlines():
+                words = line.split()
+                if words[:1] == [b"lock:"] and words[2] == b"FLOCK":
+                    return int(words[5])
+    return 0
 
 
 def send(pid: int, started: int, number: int) -> bool:

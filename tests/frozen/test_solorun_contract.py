@@ -50,7 +50,7 @@ FLAGS = {
     "history": {"places", "-h", "--help", "--run", "-n", "--lines", "--json"},
     "logs": {"directory", "-h", "--help", "-f", "--follow", "-n", "--lines"},
     "hosts": {"-h", "--help", "--json"},
-    "stop": {"directory", "-h", "--help", "--grace", "--kill", "--waiting"},
+    "stop": {"directory", "-h", "--help", "--grace", "--kill", "--json", "--waiting"},
     "notify": {"-h", "--help"},
     "recover": {"directory", "-h", "--help", "--dry-run", "--kill", "--yes", "--grace", "--json"},
 }

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from solorun import process, stop
+from solorun import patience, process, stop
 from solorun.errors import DirectoryProblem, Refused
 from solorun.owner import encode_owner
-from solorun.stop import Action, Killed, StillRunning, Stopped, StopPolicy, WasNotRunning, next_action
+from solorun.patience import Action, StopPolicy, next_action
+from solorun.rundir import CheckpointFile
+from solorun.stop import Killed, StillRunning, Stopped, WasNotRunning, what_survives
 from solorun.stopping import SAME_REQUEST_S
 
 from .stage import (
@@ -38,36 +40,76 @@ KILLING = StopPolicy(graceful_s=60, kill=True)
 INT, TERM, KILL = int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    ("policy", "elapsed", "alive", "sent", "action"),
-    [
-        (PATIENT, 0, False, INT, Action.DONE),
-        (PATIENT, 999, False, INT, Action.DONE),
-        (PATIENT, 0, True, INT, Action.WAIT),
-        (PATIENT, 59.9, True, INT, Action.WAIT),
-        (PATIENT, 60, True, INT, Action.GIVE_UP),
-        (KILLING, 59.9, True, INT, Action.WAIT),
-        (KILLING, 60, True, INT, Action.TERM),
-        (KILLING, 61, True, TERM, Action.WAIT),
-        (KILLING, 70, True, TERM, Action.KILL),
-        (KILLING, 71, True, KILL, Action.WAIT),
-        (KILLING, 80, True, KILL, Action.GIVE_UP),
-        (KILLING, 65, False, TERM, Action.DONE),
-        (StopPolicy(0), 0, True, INT, Action.GIVE_UP),
-        (StopPolicy(0, kill=True), 0, True, INT, Action.TERM),
-    ],
-)
+ROWS = [
+    # policy, elapsed, alive, sent, at, saving at, action
+    (PATIENT, 0, False, INT, 0, None, Action.DONE),
+    (PATIENT, 999, False, INT, 0, None, Action.DONE),
+    (PATIENT, 0, True, INT, 0, None, Action.WAIT),
+    (PATIENT, 59.9, True, INT, 0, None, Action.WAIT),
+    (PATIENT, 60, True, INT, 0, None, Action.GIVE_UP),
+    (KILLING, 59.9, True, INT, 0, None, Action.WAIT),
+    (KILLING, 60, True, INT, 0, None, Action.TERM),
+    (KILLING, 61, True, TERM, 60, None, Action.WAIT),
+    (KILLING, 70, True, TERM, 60, None, Action.KILL),
+    (KILLING, 71, True, KILL, 70, None, Action.WAIT),
+    (KILLING, 80, True, KILL, 70, None, Action.GIVE_UP),
+    (KILLING, 65, False, TERM, 60, None, Action.DONE),
+    (StopPolicy(0), 0, True, INT, 0, None, Action.GIVE_UP),
+    (StopPolicy(0, kill=True), 0, True, INT, 0, None, Action.TERM),
+    # A save in progress, the moment after it, and its end.
+    (PATIENT, 61, True, INT, 0, 61, Action.WAIT),
+    (PATIENT, 659, True, INT, 0, 659, Action.WAIT),
+    (PATIENT, 660, True, INT, 0, 660, Action.GIVE_UP),
+    (PATIENT, 104, True, INT, 0, 100, Action.WAIT),
+    (PATIENT, 105, True, INT, 0, 100, Action.GIVE_UP),
+    (PATIENT, 61, True, INT, 0, 20, Action.GIVE_UP),
+    (KILLING, 61, True, INT, 0, 61, Action.WAIT),
+    (KILLING, 105, True, INT, 0, 100, Action.TERM),
+    (KILLING, 660, True, INT, 0, 660, Action.TERM),
+    (KILLING, 120, True, TERM, 100, 120, Action.WAIT),
+    (KILLING, 670, True, TERM, 660, 670, Action.KILL),
+    (KILLING, 680, True, KILL, 670, 680, Action.GIVE_UP),
+    (StopPolicy(0, save_extension_s=0), 1, True, INT, 0, 1, Action.GIVE_UP),
+]
+
+
+@pytest.mark.parametrize(("policy", "elapsed", "alive", "sent", "at", "saving", "action"), ROWS)
 def test_the_next_action(
-    monkeypatch: pytest.MonkeyPatch, policy: StopPolicy, elapsed: float, alive: bool, sent: int, action: Action
+    monkeypatch: pytest.MonkeyPatch,
+    policy: StopPolicy,
+    elapsed: float,
+    alive: bool,
+    sent: int,
+    at: float,
+    saving: float | None,
+    action: Action,
 ) -> None:
     monkeypatch.undo()  # the real graces
-    assert next_action(policy, elapsed, alive=alive, sent=sent) is action
+    assert next_action(policy, elapsed, alive=alive, sent=sent, sent_at_s=at, saving_at_s=saving) is action
+
+
+@pytest.mark.parametrize(
+    ("step", "checkpoint", "words"),
+    [
+        (None, None, "it reported no steps, and there is no checkpoint file"),
+        (0, None, "no step was made: nothing was owed"),
+        (7, None, "no checkpoint file is there: 7 steps lost"),
+        (7, 7, "newest checkpoint: checkpoint_7.pt"),
+        (0, 7, "newest checkpoint: checkpoint_7.pt"),
+        (None, 7, "newest checkpoint: checkpoint_7.pt"),
+        (8, 7, "newest checkpoint: checkpoint_7.pt; 1 step after it is lost"),
+        (12, 7, "newest checkpoint: checkpoint_7.pt; 5 steps after it are lost"),
+    ],
+)
+def test_what_survives_in_words(step: int | None, checkpoint: int | None, words: str) -> None:
+    file = None if checkpoint is None else CheckpointFile(checkpoint, f"checkpoint_{checkpoint}.pt", 9, 0.0)
+    assert what_survives(step, file) == words
 
 
 @pytest.fixture(autouse=True)
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "_TERM_GRACE_S", 0.5)
-    monkeypatch.setattr(stop, "_KILL_GRACE_S", 10.0)
+    monkeypatch.setattr(patience, "_TERM_GRACE_S", 0.5)
+    monkeypatch.setattr(patience, "_KILL_GRACE_S", 10.0)
 
 
 def holding(spawn: Spawner, results: Path, code: str = HOLDING) -> Child:
@@ -123,7 +165,9 @@ STUBBORN = """
 def test_a_run_that_does_not_answer_is_told_with_its_phase_and_lives(spawn: Spawner, results: Path) -> None:
     child = holding(spawn, results, STUBBORN)
     wait_until(lambda: b"brooding" in (results / "progress").read_bytes())
-    assert stop.stop(results, StopPolicy(0.3)) == StillRunning("brooding", (child.pid,))
+    result = stop.stop(results, StopPolicy(0.3))
+    assert isinstance(result, StillRunning)
+    assert (result.phase, result.pids, result.step) == ("brooding", (child.pid,), 0)
     assert child.popen.poll() is None
     assert label_of(results) == child.pid
 
@@ -287,7 +331,9 @@ def test_a_shell_wrapper_around_a_trainer_is_stopped_whole(spawn: Spawner, resul
     run_id = run_record(results)["run_id"]
     reaped(child)
     # The shell's background job ignores SIGINT, as POSIX wants it: only --kill ends the whole.
-    assert isinstance(stop.stop(results, StopPolicy(0.5, kill=True)), Stopped)
+    result = stop.stop(results, StopPolicy(0.5, kill=True))
+    assert isinstance(result, Killed)
+    assert result.signal == signal.SIGTERM
     child.wait()
     assert process.carriers(run_id) == []
     assert label_of(results) == 0

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kssm.checkpoint import load, newest_valid
-from tests.processes.conftest import QUICK, Trainers, progress_of, until
+from tests.processes.conftest import QUICK, ROOT, Trainers, progress_of, until
 
 LONG = ("--max-steps", "100000", "--save-interval", "100000")
 
 
-def interrupt_in(
-    phase: str, trainers: Trainers, directory: Path, flags: tuple[str, ...], number: int
-) -> tuple[int, str]:
+def started_in(phase: str, trainers: Trainers, directory: Path, flags: tuple[str, ...]) -> subprocess.Popen[str]:
+    """A trainer that has reached a phase."""
     process = trainers.start(*flags, "--output-dir", str(directory))
 
     def reached() -> bool:
@@ -24,9 +26,13 @@ def interrupt_in(
         return bool(beat and beat.phase == phase and (phase != "training" or beat.step >= 1))
 
     until(reached, 90, 0.001)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
-    return process.returncode, output
+    return process
+
+
+def stop(directory: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`solorun stop DIR`, to its end."""
+    command = [sys.executable, "-m", "solorun", "stop", str(directory), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +46,17 @@ def interrupt_in(
         ("saving", (*QUICK, "--max-steps", "100000", "--save-interval", "3", "--size", "small"), True),
     ],
 )
-def test_sigterm_in_each_phase_saves_what_is_owed_and_releases(
+def test_a_stop_in_each_phase_saves_what_is_owed_releases_and_says_so(
     phase: str, flags: tuple[str, ...], owed: bool, trainers: Trainers, tmp_path: Path
 ) -> None:
     if phase == "tokenizing":
         trainers.environment["KSSM_CACHE"] = str(tmp_path / "empty cache")
     directory = tmp_path / "run"
-    code, output = interrupt_in(phase, trainers, directory, flags, signal.SIGTERM)
-    assert code == 143, output
+    process = started_in(phase, trainers, directory, flags)
+    said = stop(directory)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 143, output
+    assert said.returncode == 0, said.stderr
     log = (directory / "training.log").read_text()
     assert log.rstrip().endswith("Released lock")
     assert "TRAINING INTERRUPTED - Saving state..." in log
@@ -59,12 +68,19 @@ def test_sigterm_in_each_phase_saves_what_is_owed_and_releases(
         assert found is not None
         assert found.snapshot.facts.state.step == progress_of(directory).step  # type: ignore[union-attr]
     assert (found is not None) or "there is nothing to save" in log
+    if found is not None:
+        assert f"newest checkpoint: checkpoint_{found.snapshot.facts.state.step}.safetensors\n" in said.stdout
+    else:
+        assert "no step was made: nothing was owed" in said.stdout
+    assert "it is " in said.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_sigint_and_sighup_end_alike(number: int, trainers: Trainers, tmp_path: Path) -> None:
-    code, _ = interrupt_in("training", trainers, tmp_path, (*QUICK, *LONG, "--eval-interval", "100000"), number)
-    assert code == 128 + number
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_every_polite_signal_ends_alike(number: int, trainers: Trainers, tmp_path: Path) -> None:
+    process = started_in("training", trainers, tmp_path, (*QUICK, *LONG, "--eval-interval", "100000"))
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
     step = progress_of(tmp_path).step  # type: ignore[union-attr]
     assert load(tmp_path / f"checkpoint_{step}.safetensors").snapshot.facts.state.step == step
 
@@ -83,6 +99,29 @@ def test_a_second_sigint_leaves_at_once_with_no_torn_file_and_the_lock_free(trai
     assert process.returncode == 130
     assert not (tmp_path / "training.lock").exists()
     assert newest_valid(tmp_path, lambda _line: None) is not None
+
+
+def test_a_stop_before_the_trainer_has_a_label_is_a_real_stop(trainers: Trainers, tmp_path: Path) -> None:
+    process = trainers.start(*QUICK, *LONG, "--output-dir", str(tmp_path / "run"))
+    until(lambda: (tmp_path / "run").exists(), 60, 0.0005)
+    said = stop(tmp_path / "run")
+    if "no run to stop" in said.stdout:  # asked before the trainer had even locked its directory
+        said = stop(tmp_path / "run")
+    process.communicate(timeout=60)
+    assert (process.returncode, said.returncode) == (143, 0), said.stdout + said.stderr
+    assert "nothing was owed" in said.stdout
+
+
+def test_a_suspended_trainer_is_woken_and_saves(trainers: Trainers, tmp_path: Path) -> None:
+    flags = (*QUICK, "--max-steps", "100000", "--save-interval", "5", "--eval-interval", "100000")
+    process = started_in("training", trainers, tmp_path, flags)
+    until(lambda: (beat := progress_of(tmp_path)) is not None and beat.step > 6, 60)
+    process.send_signal(signal.SIGSTOP)
+    said = stop(tmp_path, "--grace", "20", "--json")
+    process.communicate(timeout=30)
+    row = json.loads(said.stdout)
+    assert row["result"] == "stopped"  # woken, it saves as ever
+    assert row["checkpoint"]["step"] == row["step"] == newest_valid(tmp_path, print).snapshot.facts.state.step  # type: ignore[union-attr]
 
 
 def _answers(directory: Path) -> bool:
