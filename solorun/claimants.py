@@ -15,7 +15,7 @@ from solorun import process
 from solorun.grouping import LABEL_ONLY, Claimant, Marks, group, is_relay, solorun_verb
 from solorun.label import is_copy, look_at, read_label, read_owner
 from solorun.neighbours import program_of
-from solorun.owner import Held, Label, Owner
+from solorun.owner import Gone, Held, Label, Owner
 from solorun.process.census import Seen
 from solorun.record import read_record
 from solorun.rundir import ARCHIVE, MARKS, WAITING
@@ -43,7 +43,7 @@ def find(directory: Path, now: float) -> tuple[Claimant, ...]:
         owner = read_owner(fd)
         owner = None if owner is None or is_copy(fd, owner) else owner
         last, facts = read_record(fd), os.fstat(fd)
-        named = _named(fd, owner)
+        named, dead = _named(fd, owner), _dead(fd)
     finally:
         os.close(fd)
     everyone = process.census()
@@ -54,7 +54,8 @@ def find(directory: Path, now: float) -> tuple[Claimant, ...]:
     place = os.path.realpath(directory)
     seen = [one for one in everyone if one.row.pid not in mine and not _is_our_pipe(one)]
     marks = {one.row.pid: marked for one in seen if (marked := _marks(one, place, named, run_ids)) is not None}
-    return group(everyone, marks, owner, mine, now)
+    left = frozenset(pid for pid in marks if dead and process.system.group(pid) == dead)
+    return group(everyone, marks, owner, mine, now, left)
 
 
 def _named(fd: int, owner: Owner | None) -> dict[int, list[str]]:
@@ -70,6 +71,17 @@ def _named(fd: int, owner: Owner | None) -> dict[int, list[str]]:
     if guard is not None and process.is_alive(guard) and guard.here == process.here():
         named.setdefault(guard.pid, []).append("training.owner.json names it as the guard of the run")
     return named
+
+
+def _dead(fd: int) -> int:
+    """The dead PID that the label names, 0 when it names none.
+
+    No evidence by itself, since an old label's PID may have led another group meanwhile; but of what was caught here,
+    the members of its process group are what an old-style trainer left.
+    """
+    label = read_label(fd)
+    pid = label.pid if isinstance(label, Label) and label.pid else 0
+    return pid if pid and isinstance(process.probe(pid), Gone) else 0
 
 
 def _caller(everyone: Iterable[Seen]) -> frozenset[int]:

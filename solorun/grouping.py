@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solorun.owner import Owner, ProcessId
 from solorun.process.census import Seen
@@ -47,6 +47,7 @@ class Claimant:
         files: names of the files that it has open for writing in the directory.
         evidence: what ties it to the directory, a sentence each.
         tied: whether anything but the bare number in the label ties it to the directory.
+        left: whether it is what a dead trainer, which the label still names, left behind.
     """
 
     leader: ProcessId
@@ -60,6 +61,7 @@ class Claimant:
     files: tuple[str, ...]
     evidence: tuple[str, ...]
     tied: bool
+    left: bool = False
 
 
 def solorun_verb(argv: tuple[str, ...]) -> str:
@@ -77,6 +79,7 @@ def group(
     owner: Owner | None,
     mine: frozenset[int],
     now: float,
+    left: frozenset[int] = frozenset(),
 ) -> tuple[Claimant, ...]:
     """Put the marked processes together to claimants: one tree, or one run id, is one. Pure.
 
@@ -86,14 +89,18 @@ def group(
         owner: the record, None when there is none.
         mine: PIDs of the caller's own, which belong to nobody here.
         now: seconds since the epoch.
+        left: marked PIDs of the process group of the dead trainer that the label names: what is left of one run.
     """
     table = {one.row.pid: one for one in everyone if one.row.pid not in mine}
     trees: list[set[int]] = []
     for pid in (pid for pid in marks if pid in table):
-        bound = _bound(pid, table, marks, owner)
+        bound = _bound(pid, table, marks, owner) | (left & table.keys() if pid in left else set())
         joined = set().union(bound, *(tree for tree in trees if tree & bound))
         trees = [tree for tree in trees if not tree & bound] + [joined]
-    claimants = [_claimant(tree, table, marks, owner, now) for tree in _relays_joined(trees, table)]
+    claimants = [
+        replace(_claimant(tree, table, marks, owner, now), left=bool(tree & left))
+        for tree in _relays_joined(trees, table)
+    ]
     return tuple(sorted(claimants, key=lambda one: (one.born, one.leader.pid)))
 
 

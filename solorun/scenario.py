@@ -206,6 +206,8 @@ def _one_claimant(facts: Facts, claimant: Claimant) -> Scenario:
             return OutOfReach("one run is handing the directory over within itself", "look again in a moment")
         case Orphaned():
             return OrphanedWorkers(claimant)
+        case Left() if claimant.left:
+            return OrphanedWorkers(claimant)
         case _:
             return Unguarded(claimant)
 

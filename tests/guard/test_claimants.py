@@ -142,6 +142,15 @@ def test_a_guarded_run_that_a_claimant_started_elsewhere_is_not_its_own() -> Non
     assert [member.pid for member in one.members] == [10]
 
 
+def test_what_one_dead_trainer_left_is_one_claimant() -> None:
+    table = (seen(11, 1), seen(12, 1), seen(20, 1))
+    found = group(table, {11: WHY, 12: WHY, 20: WHY}, None, frozenset(), 0.0, frozenset({11, 12}))
+    assert {(tuple(member.pid for member in one.members), one.left) for one in found} == {
+        ((11, 12), True),
+        ((20,), False),
+    }
+
+
 def test_the_callers_own_processes_are_nobodys() -> None:
     assert group((seen(10, 1), seen(11, 10)), {10: WHY, 11: WHY}, None, frozenset({10, 11}), 0.0) == ()
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from solorun import lock
 from solorun.ending import Move, Patience, next_move
 from solorun.grouping import Claimant
 from solorun.owner import Foreign, Free, Held, Here, Owner, ProcessId, Stale, Unknown
-from solorun.recover import spoiled
+from solorun.recover import Recovered, StillAlive, apply, look, spoiled
 from solorun.remedy import Ask, Clear, Force, Policy, Prove, PutAside, Wait, mixed, plan
 from solorun.runstate import Contested, Elsewhere, Hung, Idle, Left, Orphaned, Running, Silent, Unreadable
 from solorun.scenario import (
@@ -30,7 +32,10 @@ from solorun.scenario import (
     Unguarded,
     diagnose,
 )
+from solorun.settings import Settings
 from solorun.torn import Damaged
+
+from .stage import HOLDING, Spawner
 
 HERE = Here("studio", "m", "boot", "here")
 INSIDE = Here("studio", "m", "boot", "container")
@@ -73,6 +78,7 @@ TABLE: list[tuple[Facts, type[Scenario]]] = [
     (facts(Orphaned((ONE.leader,)), STALE, ONE), OrphanedWorkers),
     (facts(Idle(None), Free(), ONE), Unguarded),
     (facts(Left(None, "dead"), STALE, ONE), Unguarded),
+    (facts(Left(None, "dead"), STALE, replace(ONE, left=True)), OrphanedWorkers),
     (facts(Running(OWNER, None), HELD), OutOfReach),
     (facts(Running(OWNER, None), HELD, claimant(1, tied=False)), OutOfReach),
     (facts(Running(OWNER, None), HELD, claimant(1, tied=False), TWO), OutOfReach),
@@ -187,3 +193,28 @@ def test_outside_of_a_fight_only_torn_files_are_spoiled(tmp_path: Path) -> None:
     (tmp_path / "training.log").touch()
     assert spoiled(tmp_path, StaleLock("dead"), TORN) == TORN
     assert [file.name for file in spoiled(tmp_path, Fighting((ONE, TWO)), TORN)] == ["training.log", TORN[0].name]
+
+
+def test_a_run_that_came_in_through_the_lock_meanwhile_is_the_proof_and_an_older_one_still_lives(
+    spawn: Spawner, results: Path
+) -> None:
+    child = spawn.python(HOLDING, results)
+    child.wait_for("holding")
+    came_later = apply(results, StaleLock("dead"), Policy(), clock=lambda: 0.0)
+    assert came_later == Recovered(None, (), child.pid, "")
+    assert apply(results, StaleLock("dead"), Policy(), clock=time.time) == StillAlive((child.pid,))
+    assert child.popen.poll() is None
+
+
+def test_a_lock_that_was_taken_a_moment_ago_is_looked_at_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = lock.seize(results)
+    assert isinstance(taken, lock.DirectoryLock)
+    waited: list[float] = []
+
+    def let_go(seconds: float) -> None:
+        waited.append(seconds)
+        taken.close()
+
+    monkeypatch.setattr("solorun.recover.time.sleep", let_go)
+    assert isinstance(diagnose(look(results, time.time(), Settings())), NothingToDo)
+    assert len(waited) == 1

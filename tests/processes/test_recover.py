@@ -274,6 +274,32 @@ def test_what_is_left_of_a_killed_trainer_is_ended(spawn: Spawner, results: Path
     start_works(spawn, results)
 
 
+def test_what_a_killed_old_style_trainer_left_is_named_so_and_ended(spawn: Spawner, results: Path) -> None:
+    trainer = spawn.program(
+        "train.py",
+        """
+        import os, sys, time
+        with open(sys.argv[1] + "/training.lock", "w") as label:
+            label.write(f"{os.getpid()}\\n")
+        log = open(sys.argv[1] + "/training.log", "a")
+        for _ in range(2):
+            if os.fork() == 0:
+                time.sleep(600)
+        print("up", flush=True)
+        time.sleep(600)
+        """,
+    )
+    child = spawn(sys.executable, str(trainer), str(results), start_new_session=True, **HEARS_SIGINT)
+    child.wait_for("up")
+    child.signal(signal.SIGKILL)
+    child.wait()
+    said = recover(spawn, results, "--yes", "--grace", "20")
+    assert "ORPHANED WORKERS" in said
+    assert "training.log" in names(results)  # one run wrote it: it stays
+    assert "training.lock" not in names(results)
+    start_works(spawn, results)
+
+
 def test_a_label_that_names_a_stranger_ends_nobody(spawn: Spawner, results: Path) -> None:
     stranger = spawn("sleep", "600")
     (results / "training.lock").write_text(f"{stranger.pid}\n")
