@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from solorun import waiting
 from solorun.claim import Claim, claim
-from solorun.errors import DirectoryProblem, Held, SolorunError, directory_problem, explain
+from solorun.errors import DirectoryProblem, Held, NotSafe, SolorunError, directory_problem, explain
 from solorun.handshake import Failed, Holding, Listener, Over, Report, Waiting, failure, teller
 from solorun.label import look
 from solorun.launch import LaunchPlan
@@ -26,6 +26,17 @@ FIRST_STEPS_S = 1.0
 """How long a background start goes on listening: most wrong commands end within this time, and can be told at once."""
 
 Tell = Callable[[Report], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A start that waits for its turn.
+
+    Args:
+        require_safe: raises NotSafe while it must not start although the directory is free; asked when its turn comes.
+    """
+
+    require_safe: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +56,7 @@ def in_foreground(
     plan: LaunchPlan,
     directory: Path,
     settings: Settings,
-    *,
-    wait: bool,
+    turn: Queued | None,
     audience: Audience,
 ) -> Ended:
     """Run a command as the only one in a results directory, to its end.
@@ -55,18 +65,21 @@ def in_foreground(
         plan: what to start.
         directory: the results directory; made if it is missing.
         settings: how long to settle, what to watch for.
-        wait: queue behind the run that is there.
+        turn: how it queues behind the run that is there; None refuses instead.
         audience: who follows it; told also when it waits.
 
     Raises:
-        Held: another run holds it (without `wait`), others wait for it, or the wait was called off.
+        Held: another run holds it (without queueing), others wait for it, or the wait was called off.
         Refused, DirectoryProblem, BadUsage: as `claim` and `supervise` do.
     """
-    made = _take_turn(plan, directory, settings, audience.tell) if wait else _claim_unless_queued(directory, settings)
+    if turn is None:
+        made = _claim_unless_queued(directory, settings)
+    else:
+        made = _take_turn(turn, plan, directory, settings, audience.tell)
     return supervise(plan, made, audience, settings)
 
 
-def in_background(plan: LaunchPlan, directory: Path, settings: Settings, *, wait: bool) -> Started | Waiting:
+def in_background(plan: LaunchPlan, directory: Path, settings: Settings, turn: Queued | None) -> Started | Waiting:
     """The same in a session of its own, that no hang-up reaches; returns when it is known what became of it.
 
     Raises:
@@ -76,7 +89,7 @@ def in_background(plan: LaunchPlan, directory: Path, settings: Settings, *, wait
     child = os.fork()
     if child == 0:
         os.close(read)
-        _go_into_background(plan, directory, settings, wait, write)
+        _go_into_background(plan, directory, settings, turn, write)
     os.close(write)
     os.waitpid(child, 0)  # it only made the supervisor, in a session that has no terminal and never gets one
     listener = Listener(read)
@@ -111,7 +124,9 @@ def await_start(listener: Listener, is_alive: Callable[[], bool]) -> Started | W
                 )
 
 
-def _go_into_background(plan: LaunchPlan, directory: Path, settings: Settings, wait: bool, write: int) -> NoReturn:
+def _go_into_background(
+    plan: LaunchPlan, directory: Path, settings: Settings, turn: Queued | None, write: int
+) -> NoReturn:
     try:
         os.setsid()
         if os.fork():
@@ -119,7 +134,7 @@ def _go_into_background(plan: LaunchPlan, directory: Path, settings: Settings, w
         _let_go_of_the_terminal()
         tell = teller(write)
         try:
-            in_foreground(plan, directory, settings, wait=wait, audience=Audience(None, tell))
+            in_foreground(plan, directory, settings, turn, Audience(None, tell))
         except SolorunError as error:
             tell(failure(error))
             with contextlib.suppress(OSError):
@@ -149,27 +164,31 @@ def _claim_unless_queued(directory: Path, settings: Settings) -> Claim:
     return claim(directory, time.time, settings.settle_s)
 
 
-def _take_turn(plan: LaunchPlan, directory: Path, settings: Settings, tell: Tell) -> Claim:
+def _take_turn(turn: Queued, plan: LaunchPlan, directory: Path, settings: Settings, tell: Tell) -> Claim:
     """Wait for those ahead and for the run that is there, then claim; the place in the queue is given up in the end."""
     try:
         ticket = waiting.join(directory, plan.argv, time.time())
     except OSError as error:
         raise directory_problem(error, "queue in", directory) from None
     try:
-        return _wait_for_turn(ticket, directory, settings, tell)
+        return _wait_for_turn(ticket, turn, directory, settings, tell)
     finally:
         ticket.leave()
 
 
-def _wait_for_turn(ticket: waiting.Ticket, directory: Path, settings: Settings, tell: Tell) -> Claim:
+def _wait_for_turn(ticket: waiting.Ticket, turn: Queued, directory: Path, settings: Settings, tell: Tell) -> Claim:
     told: Report | None = None
     while True:
         ahead = ticket.ahead()
         if not ahead and not _is_held(directory):
             try:
+                turn.require_safe()
                 return claim(directory, time.time, settings.settle_s)
-            except Held as held:  # it was quicker than we, or what is left of a run lives on
-                behind = held.what
+            except (
+                Held,
+                NotSafe,
+            ) as there:  # it was quicker than we, what is left of a run lives on, or a device is used
+                behind = there.what
         else:
             behind = _who_is_there(directory, ahead)
         report = Waiting(len(ahead), behind, os.getpid())
@@ -189,7 +208,7 @@ def _who_is_there(directory: Path, ahead: tuple[waiting.Waiter, ...]) -> str:
     holder = "the end of a run"
     if isinstance(verdict, HeldBy):
         owner = verdict.owner
-        holder = f"PID {verdict.pid}" + (f" of {owner.user}, which has it since {_clock(owner.since)}" if owner else "")
+        holder = f"PID {verdict.pid}" + (f" of {owner.user} (since {_clock(owner.since)})" if owner else "")
     return holder + "".join(f", then PID {one.process.pid} of {one.user}" for one in ahead)
 
 

@@ -326,7 +326,9 @@ class _Supervisor:
             outcome = Ended("interrupted" if number in _POLITE else "killed", 128 + number, number, seconds)
         else:
             code = os.WEXITSTATUS(status)
-            outcome = Ended(_state(code, self.asked), code, self.asked, seconds)
+            # What the terminal sent went to the command alone; its exit status tells which signal that was.
+            asked = self.asked or (code - 128 if code - 128 in _POLITE else None)
+            outcome = Ended(_state(code, asked), code, asked, seconds)
         why = failure or (process.signal_name(outcome.signal) if outcome.signal else "")
         lines = self._last_lines()
         self._take_pid_file_away()

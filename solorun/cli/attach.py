@@ -21,7 +21,7 @@ from solorun.stop import StopPolicy, stop
 from solorun.tmux import enter_command, has_session
 from solorun.wording import ago, command_line
 
-_QUESTION = "\nsolorun: d = leave it running, s = stop it with a checkpoint, Enter = go on watching: "
+_QUESTION = "\nsolorun: d = leave it running, s = stop it, Enter = go on watching: "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,18 +47,26 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tmux:
         _enter_session(live)
     where = typed(live.directory)
-    _say(f"run {live.run_id or 'of an old-style trainer'}, PID {live.pid} of {live.owner.user}, "
-         f"for {ago(wall_clock() - live.owner.since)}: {command_line(live.owner.argv)}")  # fmt: skip
-    _say("Ctrl-C asks whether to leave it or to stop it" if arguments.on_interrupt == "ask" else "Ctrl-C leaves it"
-         if arguments.on_interrupt == "detach" else "Ctrl-C stops it")  # fmt: skip
+    for line in _heading(live, arguments.on_interrupt):
+        _say(line)
     try:
         left = _Watch(live, arguments.on_interrupt, current_settings().grace_s).go_on(watch(live, arguments.lines))
     except OSError as error:
         raise directory_problem(error, "read the log of", live.directory) from None
     if left:
-        _say(f"left; it goes on   again: solorun attach {where}   stop: solorun stop {where}")
+        _say(f"left; it goes on\n  again: solorun attach {where}\n  stop:  solorun stop {where}")
         return 0
     return _tell_end(live)
+
+
+def _heading(live: LiveRun, on_interrupt: str) -> tuple[str, ...]:
+    run = f"run {live.run_id}" if live.run_id else "an old-style trainer"
+    ctrl_c = {"ask": "asks whether to leave it or to stop it", "detach": "leaves it", "stop": "stops it"}
+    return (
+        f"{run}, PID {live.pid} of {live.owner.user}, for {ago(wall_clock() - live.owner.since)}",
+        f"command: {command_line(live.owner.argv)}",
+        f"Ctrl-C {ctrl_c[on_interrupt]}",
+    )
 
 
 def _enter_session(live: LiveRun) -> None:

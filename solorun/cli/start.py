@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from solorun.cli.render import typed
 from solorun.handshake import Report, Waiting, failure, teller
 from solorun.launch import SOCKET_VARIABLE, LaunchPlan, Mode, TmuxSession, plan_command
 from solorun.settings import Settings
-from solorun.start import Started, ended_line, in_background, in_foreground, waiting_line
+from solorun.sharing import SHARE_VARIABLE
+from solorun.start import Queued, Started, ended_line, in_background, in_foreground, waiting_line
 from solorun.supervisor import Audience
 
 
@@ -42,34 +44,39 @@ def run(arguments: argparse.Namespace) -> int:
     mode: Mode = "background" if arguments.background else "tmux" if arguments.tmux or arguments.pane else "foreground"
     entry = settings.run_entry(directory)
     plan = plan_command(tuple(arguments.command), Path.cwd(), os.environ, mode, entry)
+    if arguments.share_accelerator or settings.share_accelerator:
+        # The trainer looks for itself, and is told so that it may.
+        plan = replace(plan, env={**plan.env, SHARE_VARIABLE: "1"})
     if arguments.pane:
         return _in_pane(plan, directory, settings, arguments)
-    plan = _sharing_nothing(plan, directory, settings, allowed=arguments.share_accelerator)
+    turn = _turn(plan, directory, settings, wait=arguments.wait)
     if arguments.background:
-        return _report(in_background(plan, directory, settings, wait=arguments.wait), directory, None, arguments.json)
+        return _report(in_background(plan, directory, settings, turn), directory, None, arguments.json)
     if arguments.tmux:
         from solorun.tmux import start_in_session
 
         session, what = start_in_session(plan, directory, wait=arguments.wait)
         return _report(what, directory, session, arguments.json)
     audience = Audience(sys.stdout.fileno(), _tell_waiting)
-    ended = in_foreground(plan, directory, settings, wait=arguments.wait, audience=audience)
+    ended = in_foreground(plan, directory, settings, turn, audience)
     _say(ended_line(ended))
     return ended.exit_code
 
 
-def _sharing_nothing(plan: LaunchPlan, directory: Path, settings: Settings, *, allowed: bool) -> LaunchPlan:
-    """The plan, when it shares no accelerator, or may; its trainer, which looks for itself, is told that it may."""
+def _turn(plan: LaunchPlan, directory: Path, settings: Settings, *, wait: bool) -> Queued | None:
+    """How it comes to its turn. Where it does not queue it is asked right here whether it may start at all."""
     from solorun.preflight import require_safe_start
-    from solorun.sharing import SHARE_VARIABLE
 
-    require_safe_start(
-        directory, plan.argv, settings,
-        share_accelerator=allowed, tell=lambda line: _say(f"warning: {line}"), cwd=plan.cwd, environment=plan.env,
-    )  # fmt: skip
-    if allowed or settings.share_accelerator:
-        return replace(plan, env={**plan.env, SHARE_VARIABLE: "1"})
-    return plan
+    def require_safe(tell: Callable[[str], None]) -> None:
+        require_safe_start(
+            directory, plan.argv, settings,
+            share_accelerator=False, tell=tell, cwd=plan.cwd, environment=plan.env,
+        )  # fmt: skip
+
+    if wait:
+        return Queued(lambda: require_safe(lambda _line: None))
+    require_safe(lambda line: _say(f"warning: {line}"))
+    return None
 
 
 def _in_pane(plan: LaunchPlan, directory: Path, settings: Settings, arguments: argparse.Namespace) -> int:
@@ -85,7 +92,8 @@ def _in_pane(plan: LaunchPlan, directory: Path, settings: Settings, arguments: a
     plan = replace(plan, env=environment)
     audience = Audience(sys.stdout.fileno(), told, session)
     try:
-        ended = in_foreground(plan, directory, settings, wait=arguments.wait, audience=audience)
+        turn = _turn(plan, directory, settings, wait=True) if arguments.wait else None
+        ended = in_foreground(plan, directory, settings, turn, audience)
     except BaseException as error:
         tell(failure(error))
         raise
@@ -136,12 +144,13 @@ def _lines(what: Started | Waiting, where: str, session: TmuxSession | None) -> 
     held = what.holding
     if what.over is not None:
         return [
-            f"{where}: run {held.run_id} {what.over.state} at once, exit status {what.over.exit_code}; its last lines:",
+            f"{where}: {what.over.state} at once, exit status {what.over.exit_code}; its last lines:",
             *(f"  | {line}" for line in what.over.lines),
         ]
     live = [f"  live:  {_attach_line(session)}   (leave with Ctrl-b d)"] if session else []
     return [
-        f"{where}: run {held.run_id} holds it, PID {held.pid}; it goes on when you log out",
+        f"{where}: run {held.run_id} holds it, PID {held.pid}",
+        "  it goes on when you log out",
         f"  watch: solorun attach {where}",
         *live,
         f"  stop:  solorun stop {where}",

@@ -259,11 +259,17 @@ class Terminal:
         assert self.status is not None
         return os.waitstatus_to_exitcode(self.status)
 
+    def hang_up(self) -> None:
+        """Close the terminal, as a window that is closed: the kernel tells everybody in it."""
+        os.close(self.fd)
+        self.fd = -1
+
     def close(self) -> None:
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 HOLDING = """

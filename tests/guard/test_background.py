@@ -188,7 +188,7 @@ def test_without_the_right_to_write_nothing_is_started(open_results: Path) -> No
     from solorun.start import in_background
 
     plan = plan_command(("true",), Path("/"), {}, "background")
-    told = as_nobody(lambda: in_background(plan, open_results, Settings(), wait=False))
+    told = as_nobody(lambda: in_background(plan, open_results, Settings(), None))
     assert told.startswith("DirectoryProblem: ")
     assert "ermission denied" in told
     assert names(open_results) == set()

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from solorun import process, waiting
+from solorun.errors import NotSafe
+from solorun.handshake import Report, Waiting
+from solorun.launch import plan_command
 from solorun.owner import Here
+from solorun.settings import Settings
+from solorun.start import Queued, in_foreground
+from solorun.supervisor import Audience
 
 from .stage import (
     HOLDING,
@@ -184,3 +190,20 @@ def test_a_start_waits_behind_an_old_style_trainer_too(spawn: Spawner, results: 
     old.popen.kill()
     old.wait()
     assert child.wait() == 0
+
+
+def test_a_turn_is_not_taken_while_the_device_is_used(results: Path) -> None:
+    """Asked when the turn comes, not when the start was typed: by then another run may use the accelerator."""
+    asked = 0
+    told: list[Report] = []
+
+    def require_safe() -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise NotSafe("cuda 0 is used by PID 77")
+
+    plan = plan_command(("true",), results, {}, "background")
+    ended = in_foreground(plan, results, Settings(), Queued(require_safe), Audience(None, told.append))
+    assert (ended.exit_code, asked) == (0, 3)
+    assert [one.behind for one in told if isinstance(one, Waiting)] == ["cuda 0 is used by PID 77"]
