@@ -43,6 +43,7 @@ from solorun.runstate import (
     needs_second_look,
 )
 from solorun.settings import Settings
+from solorun.waiting import as_rows, read_queue
 
 
 def gather(
@@ -254,6 +255,7 @@ def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: flo
         "detail": detail(state),
         "checkpoint": checkpoint.step if checkpoint else None,
         "checkpoint_age_s": max(0.0, now - checkpoint.written) if checkpoint else None,
+        "waiting": as_rows(read_queue(directory), now),
     }
 
 

@@ -36,10 +36,15 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _below(row: dict[str, Any]) -> list[str]:
     lines = wrapped(", ".join(_doing(row)), WIDTH - 2)
+    lines += [_waits(waiter) for waiter in row.get("waiting", ())]
     if row["state"] in PROBLEMS or row["state"] == "foreign":
         lines += wrapped(row["detail"], WIDTH - 2)
         lines.append(f"next: {next_steps(row['state'], typed(row['directory']))}")
     return [f"  {line}" for line in lines]
+
+
+def _waits(waiter: dict[str, Any]) -> str:
+    return f"waiting: PID {waiter['pid']} of {printable(waiter['user'])} for {ago(waiter['for_s'])}"
 
 
 def _doing(row: dict[str, Any]) -> Iterator[str]:

@@ -76,7 +76,7 @@ def test_the_keys_of_status_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["schema"] == 1
     assert set(found["runs"][0]) >= {
         "directory", "state", "pid", "user", "since", "step", "total", "rate", "eta_s", "log_age_s", "step_age_s",
-        "phase", "run_id", "host", "command", "memory_bytes", "ended", "detail",
+        "phase", "run_id", "host", "command", "memory_bytes", "ended", "detail", "waiting",
         "checkpoint", "checkpoint_age_s",
     }  # fmt: skip
 

@@ -108,8 +108,13 @@ def test_those_who_wait_run_one_after_another_in_the_order_they_came(
     line = [queued(spawn, results, *noting(name, notes)) for name in ("a", "b", "c")]
     assert f"waiting for PID {first.pid}" in line[0].text()
     assert "(2 ahead in the queue)" in line[2].text()
-    told = json.dumps(waiting.as_rows(waiting.read_queue(results), time.time()))
-    assert [row["pid"] for row in json.loads(told)] == [child.pid for child in line]
+    status = spawn.solorun("status", "--json", results)
+    assert status.wait() == 0
+    (row,) = json.loads(status.text())["runs"]
+    assert [waiter["pid"] for waiter in row["waiting"]] == [child.pid for child in line]
+    shown = spawn.solorun("status", results)
+    assert shown.wait() == 0
+    assert f"waiting: PID {line[0].pid} of {row['waiting'][0]['user']} for" in shown.text()
     first.signal(signal.SIGINT)
     first.wait()
     assert [child.wait() for child in line] == [0, 0, 0]
