@@ -16,7 +16,8 @@ SOCKET_VARIABLE = "SOLORUN_TMUX_SOCKET"
 """Path of another tmux server's socket than the user's own."""
 
 Mode = Literal["foreground", "background", "tmux"]
-_OWN = (RUN_ID_VARIABLE, LOCK_VARIABLE, SUPERVISOR_VARIABLE)
+OWN_VARIABLES = (RUN_ID_VARIABLE, LOCK_VARIABLE, SUPERVISOR_VARIABLE)
+"""What marks a process as part of a run: whatever outlives the run must not carry it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +75,4 @@ def plan_command(
         argv, cwd, env = entry.command, entry.cwd, {**env, **entry.environment}
     if not cwd.is_dir():
         raise DirectoryProblem(f"the working directory {str(cwd)!r} is gone", "change to a directory that exists")
-    return LaunchPlan(argv, cwd, {key: value for key, value in env.items() if key not in _OWN}, mode)
+    return LaunchPlan(argv, cwd, {key: value for key, value in env.items() if key not in OWN_VARIABLES}, mode)

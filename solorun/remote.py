@@ -22,6 +22,7 @@ from typing import IO
 from solorun import __version__
 from solorun.errors import BadUsage, SolorunError, Unreachable
 from solorun.forwarded import VARIABLE
+from solorun.launch import OWN_VARIABLES
 from solorun.settings import HostEntry, Settings
 from solorun.wording import printable
 
@@ -32,6 +33,7 @@ _OF_SSH = 255
 _DOUBTFUL = frozenset({2, 126, 127, _OF_SSH})
 """Statuses of a forwarded verb that may mean that it did not even start."""
 
+_TYPING_S = 60.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_SOCKET_DIRECTORY = 45
 """A socket's path has 104 bytes on macOS; ssh adds `/`, 40 digits and, while it binds, 17 more."""
@@ -181,13 +183,14 @@ class Answer:
     err: str
 
 
-def ask(host: HostEntry, words: Sequence[str], client: Client) -> Answer:
+def ask(host: HostEntry, words: Sequence[str], client: Client, *, asks: bool = False) -> Answer:
     """Run a verb on a host without a terminal, within the deadline, and give what it printed.
 
     Args:
         host: where.
         words: verb and arguments; none asks for the version alone.
         client: how ssh is called.
+        asks: whether ssh may ask the person for a password; the time to type it comes on top of the deadline.
 
     Raises:
         Unreachable: no answer in time, the connection failed, or there is no solorun.
@@ -198,8 +201,8 @@ def ask(host: HostEntry, words: Sequence[str], client: Client) -> Answer:
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
     ):
-        argv = [*options(client, terminal=False, asks=False, log=log.name), "--", host.ssh, line]
-        code = _within(argv, out, err, client.deadline_s)
+        argv = [*options(client, terminal=False, asks=asks, log=log.name), "--", host.ssh, line]
+        code = _within(argv, out, err, client.deadline_s + (_TYPING_S if asks else 0))
         said, complained, ssh_said = (_text(file) for file in (out, err, log))
     if code is None:
         raise unreachable(host, f"no answer within {client.deadline_s:g} s")
@@ -218,7 +221,7 @@ def ask(host: HostEntry, words: Sequence[str], client: Client) -> Answer:
 def _within(argv: Sequence[str], out: IO[bytes], err: IO[bytes], deadline_s: float) -> int | None:
     """The exit status; None when the deadline passed. Files, not pipes: a shared connection would keep those open."""
     try:
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        child = subprocess.Popen(argv, env=_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
     except OSError as error:
         raise _no_client(argv, error) from None
     try:
@@ -229,6 +232,11 @@ def _within(argv: Sequence[str], out: IO[bytes], err: IO[bytes], deadline_s: flo
         if child.poll() is None:
             child.kill()
             child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without the marks of a run: a shared connection outlives the call and is no survivor of it."""
+    return {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
 
 
 def _no_client(argv: Sequence[str], error: OSError) -> BadUsage:
@@ -291,7 +299,7 @@ def _to_its_end(argv: Sequence[str], stdin: int | None) -> tuple[int, int | None
     asked: int | None = None
     try:
         # What is blocked here while we wait must not be blocked there.
-        child = subprocess.Popen(argv, stdin=stdin, preexec_fn=lambda: _restore(before))
+        child = subprocess.Popen(argv, env=_environment(), stdin=stdin, preexec_fn=lambda: _restore(before))
         waiter = threading.Thread(target=_wake_at_the_end, args=(child, threading.get_ident()))
         waiter.start()
         while child.returncode is None:
@@ -326,8 +334,8 @@ def _doubt(host: HostEntry, code: int, client: Client) -> str:
     """
     try:
         answer = ask(host, (), client)
-    except Unreachable:
-        if code == 2:  # the verb has said itself what is wrong
+    except Unreachable as error:
+        if code == 2 or "Permission denied" in error.what:  # the verb was heard; only this question needs a password
             return ""
         raise
     if answer.version != __version__ and code == 2:

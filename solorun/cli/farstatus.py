@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def show(arguments: argparse.Namespace, own: Sequence[dict[str, Any]]) -> int:
     settings = current_settings()
     entries = known_hosts(settings) if arguments.all_hosts else (remote.find_host(arguments.host, settings),)
     words = tuple(beyond(arguments.words, "--json", "--exit-code", "--all-hosts"))
-    found = ask_all(entries, words, settings)
+    asks = not arguments.all_hosts and os.isatty(0) and os.isatty(2)
+    found = ask_all(entries, words, settings, asks=asks)
     if not arguments.all_hosts and isinstance(found[0], NotReached) and found[0].last is None:
         raise found[0].error
     now = wall_clock()

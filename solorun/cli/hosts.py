@@ -51,10 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def ask_all(entries: tuple[HostEntry, ...], words: tuple[str, ...], settings: Settings) -> list[Found]:
-    """Ask hosts for their runs, at once, each within its deadline."""
+def ask_all(
+    entries: tuple[HostEntry, ...], words: tuple[str, ...], settings: Settings, *, asks: bool = False
+) -> list[Found]:
+    """Ask hosts for their runs, at once, each within its deadline.
+
+    Args:
+        entries: the hosts.
+        words: what to add to `status --json`.
+        settings: in force.
+        asks: whether ssh may ask the person for a password: only where there is one host.
+    """
     client = remote.client(os.environ, settings)
-    ask = functools.partial(remote.ask, client=client)
+    ask = functools.partial(remote.ask, client=client, asks=asks)
     return hosts.survey(entries, words, ask, state_directory(os.environ, sys.platform), wall_clock)
 
 
