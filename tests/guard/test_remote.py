@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from solorun import forwarded, hosts, remote
-from solorun.cli import onhost
+from solorun.cli import hosttable, onhost
 from solorun.errors import BadUsage, SolorunError, Unreachable
 from solorun.remote import Answer, Client
 from solorun.settings import HostEntry, Settings
@@ -307,6 +307,31 @@ def test_a_host_that_says_nothing_is_given_up_at_the_deadline(spawn: Spawner, tm
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_shared_connection_carries_no_mark_of_the_run_that_opened_it(
+    spawn: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = ("SOLORUN_RUN_ID", "SOLORUN_LOCK_FD", "SOLORUN_SUPERVISOR")
+    for name in marks:
+        monkeypatch.setenv(name, "7")
+    code = f"print('solorun 1.0.0')\nprint([name for name in {marks} if name in os.environ])"
+    client = Client(fake_ssh(spawn, code).program, None, 20)
+    assert remote.ask(BOX, ["status"], client).out == "[]\n"
+
+
+def test_what_needs_attention_there_names_the_host_and_what_was_only_seen_gets_no_advice() -> None:
+    row = {"directory": "/home/ada/kssm/results/a", "state": "hung", "detail": "stopped (T)", "pid": 7, "step": 3}
+    report = hosts.Report(40.0, "0.1.0", 0, {"schema": 1, "cwd": "/home/ada/kssm", "runs": [row]})
+    now = hosttable.hosts_and_runs([hosts.Reached(BOX, report)], [], 100.0)
+    assert now[1].split() == ["box", "results/a", "hung", "7", "-", "3", "-", "-", "-"]
+    assert now[2] == "  stopped (T)"
+    assert "--host box results/a" in now[3]
+    then = hosttable.hosts_and_runs([hosts.NotReached(BOX, Unreachable("box is off"), report)], [], 100.0)
+    assert then[1].split() == ["box", "results/a", "last", "seen", "hung", "-", "-", "3", "-", "-", "-"]
+    assert then[2:] == ["box is off", "  last seen 60 s ago; unreachable is not dead: its runs may go on"]
+    odd = hosts.Report(1.0, "0.1.0", 0, {"schema": 1, "runs": [{}, {"state": 5, "rate": "x", "directory": "a\x1b[1m"}]})
+    assert "\x1b" not in "".join(hosttable.hosts_and_runs([hosts.Reached(BOX, odd)], [], 2.0))
 
 
 def test_a_login_shell_may_print_before_the_answer(spawn: Spawner) -> None:

@@ -365,12 +365,3 @@ def test_a_run_that_this_machine_and_a_host_entry_both_show_is_shown_once(near: 
     told = json.loads(near.says("status", "--all-hosts", "--json"))
     assert [run["host"] for run in told["runs"]] == ["box"]
     assert events(near.project / "results/a")[:1] == ["started"]
-
-
-def test_a_shared_connection_is_not_taken_for_a_survivor_of_the_run_that_opened_it(near: Near) -> None:
-    near.server.forget()
-    directory = near.here / "results" / "asking"
-    ended = near.says("start", directory, "--", *SOLORUN, "hosts")
-    assert "completed" in ended  # a shared connection lasts for a minute; this returns at once
-    assert "up" in (directory / "training.log").read_text()
-    assert "survivors" not in events(directory)
