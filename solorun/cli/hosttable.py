@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from solorun.cli.render import next_steps
+from solorun.cli.render import WIDTH, doing, laid_out, next_steps, waits, wrapped
 from solorun.errors import explain
 from solorun.hosts import NotReached, Reached, Report
 from solorun.runstate import PROBLEMS
-from solorun.wording import ago, printable
+from solorun.wording import ago, printable, short
 
 Found = Reached | NotReached
 _HEAD = ("HOST", "DIRECTORY", "STATE", "PID", "USER", "STEP", "RATE", "LEFT", "LOG")
@@ -66,10 +66,10 @@ def hosts_and_runs(all_found: Sequence[Found], here: Sequence[dict[str, Any]], n
         rows += [(row, there, found.host.name) for row in host_rows(found, now)]
     lines: list[str] = []
     if rows:
-        head, *body = columns(_HEAD, [_cells(row, there) for row, there, _ in rows])
-        lines.append(head)
-        for line, (row, there, host) in zip(body, rows, strict=True):
-            lines += [line, *_attention(row, _short(row, there), host)]
+        head, *body = laid_out(_HEAD, [_cells(row, there) for row, there, _ in rows], 1)
+        lines += head
+        for drawn, (row, there, host) in zip(body, rows, strict=True):
+            lines += [*drawn, *_below(row, _short(row, there), host)]
     for found in all_found:
         if isinstance(found, NotReached):
             lines += problem(found, now)
@@ -87,17 +87,25 @@ def problem(found: NotReached, now: float) -> list[str]:
     return [what, f"  {seen}", *rest]
 
 
+def _below(row: dict[str, Any], where: str, host: str) -> list[str]:
+    """What a live run does, the reason and the next step; nothing for a state that is only remembered."""
+    if not row.get("reachable", True):
+        return []
+    live = [f"  {line}" for line in wrapped(", ".join(doing(row)), WIDTH - 2)]
+    return [*live, *(f"  {waits(waiter)}" for waiter in row.get("waiting", ())), *_attention(row, where, host)]
+
+
 def _attention(row: dict[str, Any], where: str, host: str) -> list[str]:
-    """The reason and the next step; none for a state that is only remembered."""
     state = str(row.get("state"))
-    if not row.get("reachable", True) or (state not in PROBLEMS and state != "foreign"):
+    if state not in PROBLEMS and state != "foreign":
         return []
     place = printable(shlex.quote(where))
     if state == "unreadable" or not host:
         step = next_steps(state, place)
     else:
         step = next_steps(state, f"--host {printable(shlex.quote(host))} {place}")
-    return [f"  {printable(str(row.get('detail', '')))}", f"  next: {step}"]
+    reason = wrapped(printable(str(row.get("detail", ""))), WIDTH - 2)
+    return [*(f"  {line}" for line in reason), f"  next: {step}"]
 
 
 def _short(row: dict[str, Any], there: str) -> str:
@@ -113,7 +121,7 @@ def _cells(row: dict[str, Any], there: str) -> tuple[str, ...]:
     if not now:
         state = f"last seen {state}"
     elif state == "idle" and ended:
-        state = f"idle ({ended})"
+        state = str(ended)
     step, total = row.get("step"), row.get("total")
     pid, rate = (row.get("pid"), row.get("rate")) if now and state[:4] != "idle" else (None, None)
     cells = (
@@ -131,4 +139,4 @@ def _cells(row: dict[str, Any], there: str) -> tuple[str, ...]:
 
 
 def _duration(seconds: object) -> str:
-    return ago(seconds) if isinstance(seconds, int | float) else "-"
+    return short(seconds) if isinstance(seconds, int | float) else "-"

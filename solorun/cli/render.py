@@ -20,44 +20,56 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
     A name that would push the line beyond 80 columns has a line to itself, whole, so that it can be typed.
     """
-    cells = [_cells(row) for row in rows]
-    widths = [max(len(line[i]) for line in [_HEAD, *cells]) for i in range(len(_HEAD))]
-    room = max(len(_HEAD[0]), WIDTH - sum(width + 2 for width in widths[1:]))
-    widths[0] = max(len(name) for name in [_HEAD[0], *(line[0] for line in cells)] if len(name) <= room)
-    lines = [_line(_HEAD, widths)]
-    for row, line in zip(rows, cells, strict=True):
-        if len(line[0]) > room:
-            lines.append(line[0])
-            line = ("", *line[1:])
-        lines.append(_line(line, widths))
+    head, *body = laid_out(_HEAD, [_cells(row) for row in rows], 0)
+    for row, lines in zip(rows, body, strict=True):
         lines += _below(row)
-    return lines
+    return [line for lines in [head, *body] for line in lines]
+
+
+def laid_out(head: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> list[list[str]]:
+    """The lines of the head and of each row, aligned; one line each, or two where a name would be too long.
+
+    Args:
+        head: titles of the columns.
+        cells: the rows.
+        names: the column whose cells may be too long; what stands before it goes with it.
+    """
+    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    room = max(len(head[names]), WIDTH - sum(width + 2 for width in [*widths[:names], *widths[names + 1 :]]))
+    widths[names] = max(len(name) for name in [head[names], *(line[names] for line in cells)] if len(name) <= room)
+    body = []
+    for line in cells:
+        above = [_line(line[: names + 1], widths)] if len(line[names]) > room else []
+        kept = ["" for _ in line[: names + 1]] if above else line[: names + 1]
+        body.append([*above, _line([*kept, *line[names + 1 :]], widths)])
+    return [[_line(head, widths)], *body]
 
 
 def _below(row: dict[str, Any]) -> list[str]:
-    lines = wrapped(", ".join(_doing(row)), WIDTH - 2)
-    lines += [_waits(waiter) for waiter in row.get("waiting", ())]
+    lines = wrapped(", ".join(doing(row)), WIDTH - 2)
+    lines += [waits(waiter) for waiter in row.get("waiting", ())]
     if row["state"] in PROBLEMS or row["state"] == "foreign":
         lines += wrapped(row["detail"], WIDTH - 2)
         lines.append(f"next: {next_steps(row['state'], typed(row['directory']))}")
     return [f"  {line}" for line in lines]
 
 
-def _waits(waiter: dict[str, Any]) -> str:
+def waits(waiter: dict[str, Any]) -> str:
+    """Who waits for a directory, and since when."""
     return f"waiting: PID {waiter['pid']} of {printable(waiter['user'])} for {ago(waiter['for_s'])}"
 
 
-def _doing(row: dict[str, Any]) -> Iterator[str]:
-    """What the line has no column for, of a run that is alive."""
-    if row["pid"] is None or row["state"] in ("idle", "stale"):
+def doing(row: dict[str, Any]) -> Iterator[str]:
+    """What the line has no column for, of a run that is alive. A host of another version may leave keys out."""
+    if row.get("pid") is None or row.get("state") in ("idle", "stale"):
         return
-    if row["phase"]:
-        yield printable(row["phase"])
-    if row["step_age_s"] is not None:
+    if row.get("phase"):
+        yield printable(str(row["phase"]))
+    if row.get("step_age_s") is not None:
         yield f"last step {ago(row['step_age_s'])} ago"
-    if row.get("checkpoint") is not None:
-        yield f"checkpoint {row['checkpoint']} {ago(row['checkpoint_age_s'])} ago"
-    if row["memory_bytes"]:
+    if row.get("checkpoint") is not None and row.get("checkpoint_age_s") is not None:
+        yield printable(f"checkpoint {row['checkpoint']} {ago(row['checkpoint_age_s'])} ago")
+    if row.get("memory_bytes"):
         yield size(row["memory_bytes"])
 
 
@@ -71,7 +83,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
