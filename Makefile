@@ -39,6 +39,7 @@ bench: install
 	@$(PIP) -e '.[bench]'
 	$(BIN)/python3 -m benchmarks.lock
 	$(BIN)/python3 -m benchmarks.heartbeat
+	$(BIN)/python3 -m benchmarks.status
 	$(BIN)/python3 -m benchmarks.hammer --acquisitions 50000
 
 clean:

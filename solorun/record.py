@@ -70,6 +70,8 @@ class RunRecord:
 _FIELDS = frozenset(field.name for field in fields(RunRecord))
 _TEXTS = ("run_id", "user", "host", "fingerprint", "state", "why", "boot", "cause", "stopped_by", "last_words")
 _NUMBERS = ("pid", "started", "log_at")
+_NUMBER = (int, float)
+_MAYBE_NUMBER = (int, float, type(None))
 _MAYBE_NUMBERS = ("exit_code", "signal", "first_step", "last_step", "total_steps", "ended")
 
 
@@ -92,7 +94,7 @@ def read_record(directory: int) -> RunRecord | None:
     except OSError:
         return None
     try:
-        raw = json.loads(os.read(fd, 1 << 20))
+        raw = json.loads(os.read(fd, min(os.fstat(fd).st_size, 1 << 20)))  # a large buffer is slow to get
         known = {key: value for key, value in raw.items() if key in _FIELDS}
         record = RunRecord(**{**known, "program": tuple(raw["program"])})
         return record if _is_sound(record) else None
@@ -108,8 +110,8 @@ def _is_sound(record: RunRecord) -> bool:
         all(isinstance(getattr(record, name), str) for name in _TEXTS)
         and all(isinstance(word, str) for word in record.program)
         and isinstance(record.parent_run_id, str | None)
-        and all(isinstance(getattr(record, name), int | float) for name in _NUMBERS)
-        and all(isinstance(getattr(record, name), int | float | None) for name in _MAYBE_NUMBERS)
+        and all(isinstance(getattr(record, name), _NUMBER) for name in _NUMBERS)
+        and all(isinstance(getattr(record, name), _MAYBE_NUMBER) for name in _MAYBE_NUMBERS)
     )
 
 

@@ -93,19 +93,20 @@ class RunDir:
         return self.path / ARCHIVE / run_id
 
 
-def checkpoint_files(directory: int) -> list[CheckpointFile]:
+def checkpoint_files(directory: int, names: Iterable[str] | None = None) -> list[CheckpointFile]:
     """The checkpoints of a results directory, newest step first; a directory that cannot be read has none.
 
     Args:
         directory: descriptor of the results directory.
+        names: its entries, where the caller has listed them already.
     """
     found: list[CheckpointFile] = []
     try:
-        names = os.listdir(directory)
+        listed = os.listdir(directory) if names is None else names
     except OSError:
         return []
-    for name in names:
-        if (match := _CHECKPOINT.fullmatch(name)) is None:
+    for name in listed:
+        if not name.startswith("checkpoint_") or (match := _CHECKPOINT.fullmatch(name)) is None:
             continue
         try:
             facts = os.stat(name, dir_fd=directory, follow_symlinks=False)

@@ -27,7 +27,7 @@ from solorun.owner import (
 )
 from solorun.progress import read_progress
 from solorun.record import read_record
-from solorun.rundir import LOG, checkpoint_files, find_all
+from solorun.rundir import LABEL, LOG, OWNER, PROGRESS, RUN, checkpoint_files, find_all
 from solorun.runstate import (
     NAMES,
     Elsewhere,
@@ -69,11 +69,14 @@ def gather(
 
 
 def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Iterable[ProcessId]]) -> Evidence:
-    verdict = look_at(fd)
-    label = read_label(fd)
+    # Most of many directories are idle: what is not in the listing is not even reached for.
+    names = frozenset(os.listdir(fd))
+    claimed = LABEL in names or OWNER in names
+    verdict = look_at(fd) if claimed else Free()
+    label = read_label(fd) if claimed else None
     label = label if isinstance(label, Label) else None
-    record = read_record(fd)
-    owner = read_owner(fd)
+    record = read_record(fd) if RUN in names else None
+    owner = read_owner(fd) if claimed else None
     if isinstance(verdict, Held) and verdict.owner is None and verdict.pid and not _lives_here(owner, fd):
         owner = _old_style_owner(directory, fd, verdict.pid, label)
     run_id = owner.run_id if owner else record.run_id if record else ""
@@ -86,10 +89,10 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
         label_alive=bool(label and label.pid and not isinstance(process.probe(label.pid), Gone)),
         sighting=process.probe(owner.process.pid) if owner else Gone(),
         survivors=tuple(carriers(run_id)) if over and run_id else (),
-        progress=read_progress(fd),
+        progress=read_progress(fd) if PROGRESS in names else None,
         record=record,
-        log_age_s=_age(fd, now),
-        checkpoint=next(iter(checkpoint_files(fd)), None),
+        log_age_s=_age(fd, now) if LOG in names else None,
+        checkpoint=next(iter(checkpoint_files(fd, names)), None),
     )
 
 

@@ -31,6 +31,8 @@ def short(seconds: float) -> str:
 
 def printable(text: str) -> str:
     """A name with control characters shown, not sent to the terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
