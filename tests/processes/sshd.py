@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import shutil
 import signal
@@ -48,6 +49,14 @@ Host *
     LogLevel ERROR
 """
 USER = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def why_no_server() -> str:
+    """Why this user cannot log in to a server of its own; empty when it can."""
+    if SSHD is None:
+        return "no sshd: apt-get install openssh-server"
+    shell = pwd.getpwuid(os.getuid()).pw_shell
+    return f"this user's login shell is {shell}" if shell.endswith(("nologin", "false")) else ""
 
 
 def make_keys(place: Path) -> None:

@@ -27,9 +27,9 @@ from tests.guard.stage import (
     wait_until,
 )
 
-from .sshd import SSHD, Server, known_host, settings_file, short_place
+from .sshd import Server, known_host, settings_file, short_place, why_no_server
 
-pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd: apt-get install openssh-server")
+pytestmark = pytest.mark.skipif(bool(why_no_server()), reason=why_no_server())
 SOLORUN = [sys.executable, "-P", "-m", "solorun"]
 
 
