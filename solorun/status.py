@@ -147,7 +147,10 @@ def survey(
     named = list(roots)
     places = {*find_all(named), *(root for root in named if _is_unreadable(root))}
     alive = functools.cache(process.runs_alive)  # one look at the process table, at most, for all directories
-    found = {path: gather(path, now, carriers=lambda run_id: alive().get(run_id, ())) for path in sorted(places)}
+    found = {
+        path: gather(path, now, carriers=lambda run_id: alive().get(run_id, ()))
+        for path in sorted(places, key=lambda path: path.parts)
+    }
     seen = _look_twice(found, now, settings, window_s, sleep)
     told: list[tuple[Path, RunState, Evidence | None]] = []
     for path, evidence in seen.items():
