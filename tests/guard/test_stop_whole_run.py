@@ -52,6 +52,11 @@ with solorun.hold(sys.argv[1], settle_s=0) as run:
             os.setsid()
         while True:
             time.sleep(1)
+    if os.fork() == 0:
+        if os.fork() == 0:                               # neither a parent nor an id tells of it: only its lock
+            while True:
+                time.sleep(1)
+        os._exit(0)
     worker = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; time.sleep(600)"
     subprocess.Popen([sys.executable, "-c", worker], start_new_session=True)
     time.sleep(0.3)
@@ -59,12 +64,12 @@ with solorun.hold(sys.argv[1], settle_s=0) as run:
     while not (len(sys.argv) > 2 and run.should_stop):
         time.sleep(0.01)
 """
-"""A trainer by hand that hears nothing, with a worker, a worker's own child, and a child in a session of its own."""
+"""A trainer by hand that hears nothing, with a worker, its child, an orphan, and a session of its own."""
 
 
 def test_kill_ends_every_process_of_a_trainer_that_was_started_by_hand(spawn: Spawner, results: Path) -> None:
     child = holding(spawn, results, FAMILY)
-    wait_until(lambda: len(spawn.descendants()) == 4)
+    wait_until(lambda: len(spawn.descendants()) == 5)
     reaped(child)
     result = stop.stop(results, StopPolicy(0.2, kill=True))
     assert isinstance(result, Killed)
@@ -136,6 +141,31 @@ def test_an_old_style_trainer_is_killed_with_its_workers(spawn: Spawner, results
     assert result.checkpoint is not None
     assert result.checkpoint.name == "checkpoint_40.pt"
     assert spawn.descendants() == []
+
+
+def test_what_saves_after_the_first_request_is_not_asked_again_when_its_leader_is_gone(
+    spawn: Spawner, results: Path
+) -> None:
+    code = """
+        import signal, subprocess, sys, time
+        if len(sys.argv) == 1:
+            child = subprocess.Popen([sys.executable, __file__, "saver"])
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            child.wait()
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        except KeyboardInterrupt:
+            time.sleep(1.2)
+            print("saved", flush=True)
+    """
+    program = spawn.program("leader.py", code)
+    child = spawn.solorun("start", results, "--", sys.executable, program)
+    wait_until(lambda: "ready" in child.text())
+    reaped(child)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
+    child.wait()
+    assert (results / "training.log").read_text().count("saved") == 1
 
 
 SAVES = """
