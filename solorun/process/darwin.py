@@ -145,10 +145,10 @@ def background(window_s: float) -> Activity:
     return Activity("S", 0.002 * wakes, 4 * wakes)
 
 
-def name_thread(name: str) -> None:
-    """Give the calling thread a name that debuggers show."""
+def name_thread(name: str, libc: Any = None) -> None:
+    """Give the calling thread a name that debuggers show. macOS names no other thread: the call has one argument."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).pthread_setname_np(name.encode())
+        (libc or ctypes.CDLL(None)).pthread_setname_np(name.encode())
 
 
 def argv(pid: int, psutil: Any = None) -> tuple[str, ...]:

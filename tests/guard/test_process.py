@@ -471,7 +471,13 @@ def test_darwin_allows_for_the_keepers_waking() -> None:
     assert darwin.background(0.5).switches >= 4
     assert darwin.background(10).cpu_s > darwin.background(1).cpu_s
     assert darwin.background(0.5).cpu_s < 0.01  # a loop that computes still shows
-    darwin.name_thread("x")  # where the C library has no such call, nothing happens
+
+
+def test_darwin_names_the_calling_thread() -> None:
+    named: list[bytes] = []
+    darwin.name_thread("keeper", SimpleNamespace(pthread_setname_np=named.append))
+    darwin.name_thread("keeper", SimpleNamespace())  # a C library without the call
+    assert named == [b"keeper"]
 
 
 def test_darwin_signals_only_the_identity_that_was_meant(spawn: Spawner) -> None:
