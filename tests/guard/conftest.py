@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from solorun import process
-
-from .stage import Spawner, Terminal
-
-
-@pytest.fixture
-def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
-    spawner = Spawner(tmp_path_factory.mktemp("children"))
-    yield spawner
-    spawner.end()
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +34,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """An empty results directory."""
-    path = tmp_path / "results" / "mine"
-    path.mkdir(parents=True)
-    return path
-
-
-@pytest.fixture
 def open_results() -> Iterator[Path]:
     """A results directory that any user can reach."""
     top = Path(tempfile.mkdtemp(prefix="solorun-test-"))
@@ -67,16 +50,3 @@ def fd(results: Path) -> Iterator[int]:
     number = os.open(results, os.O_RDONLY | os.O_DIRECTORY)
     yield number
     os.close(number)
-
-
-@pytest.fixture
-def terminal(spawn: Spawner) -> Iterator[Callable[..., Terminal]]:
-    opened: list[Terminal] = []
-
-    def start(*argv: str | Path) -> Terminal:
-        opened.append(Terminal([str(word) for word in argv], spawn.environment()))
-        return opened[-1]
-
-    yield start
-    for one in opened:
-        one.close()

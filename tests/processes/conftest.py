@@ -72,6 +72,12 @@ class Trainers:
                 process.stdout.close()
 
 
+@pytest.fixture
+def results(results: Path) -> Path:
+    """An empty results directory, with a name that a careless shell line would tear apart."""
+    return results.rename(results.with_name("it's mine"))
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Token files, made once."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +34,6 @@ with solorun.hold(directory, announce=lambda line: print(line, flush=True)) as r
         with open(os.path.join(directory, f"checkpoint_{step}.pt"), "w") as file:
             file.write("weights")
 """
-
-
-@pytest.fixture
-def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
-    spawner = Spawner(tmp_path_factory.mktemp("children"))
-    yield spawner
-    spawner.end()
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    path = tmp_path / "results" / "my run"
-    path.mkdir(parents=True)
-    return path
-
-
-@pytest.fixture
-def terminal(spawn: Spawner) -> Iterator[Callable[..., Terminal]]:
-    opened: list[Terminal] = []
-
-    def start(*argv: str | Path) -> Terminal:
-        opened.append(Terminal([str(word) for word in argv], spawn.environment()))
-        return opened[-1]
-
-    yield start
-    for one in opened:
-        one.close()
 
 
 def begin(spawn: Spawner, results: Path, *flags: str, **options: Any) -> None:
@@ -98,7 +72,8 @@ def test_the_terminal_of_a_foreground_run_dies(
 ) -> None:
     program = spawn.program("trainer.py", TRAINER)
     shell = terminal("sh", "-i")
-    shell.type(f"{PYTHON} -m solorun start '{results}' -- {PYTHON} {program} '{results}'\n".encode())
+    directory = shlex.quote(str(results))
+    shell.type(f"{PYTHON} -m solorun start {directory} -- {PYTHON} {shlex.quote(str(program))} {directory}\n".encode())
     wait_until(lambda: label_of(results))
     wait_until(lambda: "holding" in (results / "training.log").read_text())
     wait_until(lambda: status(spawn, results)["step"])

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +43,6 @@ def test_the_tests_that_a_clause_names_exist(clause: str) -> None:
 
 def test_no_clause_is_left_for_later() -> None:
     assert "still to come" not in HANDBOOK
-
-
-@pytest.fixture
-def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
-    spawner = Spawner(tmp_path_factory.mktemp("children"))
-    yield spawner
-    spawner.end()
 
 
 @pytest.fixture

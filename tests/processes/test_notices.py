@@ -37,13 +37,6 @@ disk_low_checkpoints = 0
 
 
 @pytest.fixture
-def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
-    spawner = Spawner(tmp_path_factory.mktemp("children"))
-    yield spawner
-    spawner.end()
-
-
-@pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A project whose notices end up in the file `told`."""
     place = tmp_path / "a project"

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,20 +37,6 @@ from tests.guard.stage import (
 
 OLD = str(Path(__file__).with_name("old_trainer.py"))
 HEARS_SIGINT = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-
-
-@pytest.fixture
-def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
-    spawner = Spawner(tmp_path_factory.mktemp("children"))
-    yield spawner
-    spawner.end()
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    path = tmp_path / "results" / "it's mine"
-    path.mkdir(parents=True)
-    return path
 
 
 def recover(spawn: Spawner, directory: Path, *flags: str, code: int = 0) -> str:
