@@ -60,7 +60,11 @@ def look_at(directory: int) -> Verdict:
 
 def judge_directory(directory: int, owner: Owner | None) -> Verdict:
     """The verdict over what stands in an open directory, given its record."""
-    label = read_label(directory)
+    return judge_found(directory, read_label(directory), owner)
+
+
+def judge_found(directory: int, label: Label | Unknown | None, owner: Owner | None) -> Verdict:
+    """The same for a label that was read already."""
     if isinstance(label, Unknown):
         return label
     if label is None and owner is None:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import IO, Any, Literal
 
 from solorun.rundir import EVENTS, METRICS, PRIVATE, RUN
@@ -67,13 +67,17 @@ class RunRecord:
     last_words: str = ""
 
 
-_FIELDS = frozenset(field.name for field in fields(RunRecord))
-_TEXTS = ("run_id", "user", "host", "fingerprint", "state", "why", "boot", "cause", "stopped_by", "last_words")
-_NUMBERS = ("pid", "started", "log_at")
 _NUMBER = (int, float)
 _MAYBE_NUMBER = (int, float, type(None))
-_MAYBE_NUMBERS = ("exit_code", "signal", "first_step", "last_step", "total_steps", "ended")
-
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "user", "host", "fingerprint", "state", "why"), str),
+    **dict.fromkeys(("boot", "cause", "stopped_by", "last_words"), str),
+    **dict.fromkeys(("pid", "started", "log_at"), _NUMBER),
+    **dict.fromkeys(("exit_code", "signal", "first_step", "last_step", "total_steps", "ended"), _MAYBE_NUMBER),
+    "parent_run_id": (str, type(None)),
+    "program": list,
+}
+"""What each value of `run.json` is; every field of a record has its kind here."""
 
 _LONGEST_LINE = 1 << 20
 
@@ -95,23 +99,18 @@ def read_record(directory: int) -> RunRecord | None:
         return None
     try:
         raw = json.loads(os.read(fd, min(os.fstat(fd).st_size, 1 << 20)))  # a large buffer is slow to get
-        known = {key: value for key, value in raw.items() if key in _FIELDS}
-        record = RunRecord(**{**known, "program": tuple(raw["program"])})
-        return record if _is_sound(record) else None
+        known = {key: value for key, value in raw.items() if key in _KINDS}
+        return RunRecord(**{**known, "program": tuple(known["program"])}) if _is_sound(known) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     finally:
         os.close(fd)
 
 
-def _is_sound(record: RunRecord) -> bool:
+def _is_sound(known: dict[str, Any]) -> bool:
     """Whether every value is of its kind: a damaged file must not surprise whoever shows it."""
-    return (
-        all(isinstance(getattr(record, name), str) for name in _TEXTS)
-        and all(isinstance(word, str) for word in record.program)
-        and isinstance(record.parent_run_id, str | None)
-        and all(isinstance(getattr(record, name), _NUMBER) for name in _NUMBERS)
-        and all(isinstance(getattr(record, name), _MAYBE_NUMBER) for name in _MAYBE_NUMBERS)
+    return all(isinstance(value, _KINDS[key]) for key, value in known.items()) and all(
+        isinstance(word, str) for word in known["program"]
     )
 
 

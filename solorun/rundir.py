@@ -133,14 +133,14 @@ def find_results_directories(root: Path) -> Iterator[RunDir]:
 
 def find_all(roots: Iterable[Path]) -> list[Path]:
     """Every results directory at or below these roots, sorted; none twice, also not where a root is a link."""
-    found: dict[str, Path] = {}
-    for root in roots:
-        if str(root) in found:  # walked already, as a part of an earlier root
+    found: dict[str, str] = {}
+    for root in map(str, roots):
+        if root in found:  # walked already, as a part of an earlier root
             continue
         real = os.path.realpath(root)
-        for below in _walk(str(root)):  # follows no links, so below the root its path is the real one
-            found.setdefault(os.path.join(real, below) if below else real, root / below)
-    return sorted(found.values(), key=lambda path: path.parts)  # tuples compare much faster than paths
+        for below in _walk(root):  # follows no links, so below the root its path is the real one
+            found.setdefault(os.path.join(real, below) if below else real, os.path.join(root, below))
+    return [Path(path) for path in sorted(found.values(), key=lambda path: path.split(os.sep))]
 
 
 def _walk(root: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from solorun.progress import Progress
 from solorun.record import RunRecord
 from solorun.rundir import CheckpointFile
 from solorun.settings import Settings
+from solorun.waiting import Waiter
 from solorun.wording import ago
 
 
@@ -112,6 +113,7 @@ class Evidence:
         log_age_s: seconds since the log was last written; None without a log.
         looks: two looks at the processes of a run that seems not to move; None while nobody took them.
         checkpoint: the newest one by step, whether it loads or not; None without one.
+        waiting: starts that queue for it.
     """
 
     directory: str
@@ -126,6 +128,7 @@ class Evidence:
     log_age_s: float | None
     looks: Looks | None = None
     checkpoint: CheckpointFile | None = None
+    waiting: tuple[Waiter, ...] = ()
 
 
 def classify(evidence: Evidence, now: float, settings: Settings) -> RunState:

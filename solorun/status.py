@@ -12,7 +12,7 @@ from typing import Any
 
 from solorun import process
 from solorun.hang import WINDOW_S, Looks
-from solorun.label import is_copy, look_at, read_label, read_owner
+from solorun.label import is_copy, judge_found, read_label, read_owner
 from solorun.members import members
 from solorun.owner import (
     Activity,
@@ -27,7 +27,7 @@ from solorun.owner import (
 )
 from solorun.progress import read_progress
 from solorun.record import read_record
-from solorun.rundir import LABEL, LOG, OWNER, PROGRESS, RUN, checkpoint_files, find_all
+from solorun.rundir import LABEL, LOG, OWNER, PROGRESS, RUN, WAITING, checkpoint_files, find_all
 from solorun.runstate import (
     NAMES,
     Elsewhere,
@@ -72,11 +72,11 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
     # Most of many directories are idle: what is not in the listing is not even reached for.
     names = frozenset(os.listdir(fd))
     claimed = LABEL in names or OWNER in names
-    verdict = look_at(fd) if claimed else Free()
-    label = read_label(fd) if claimed else None
-    label = label if isinstance(label, Label) else None
+    owner = read_owner(fd) if OWNER in names else None
+    found = read_label(fd) if claimed else None
+    verdict = judge_found(fd, found, owner) if claimed else Free()
+    label = found if isinstance(found, Label) else None
     record = read_record(fd) if RUN in names else None
-    owner = read_owner(fd) if claimed else None
     if isinstance(verdict, Held) and verdict.owner is None and verdict.pid and not _lives_here(owner, fd):
         owner = _old_style_owner(directory, fd, verdict.pid, label)
     run_id = owner.run_id if owner else record.run_id if record else ""
@@ -93,6 +93,7 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
         record=record,
         log_age_s=_age(fd, now) if LOG in names else None,
         checkpoint=next(iter(checkpoint_files(fd, names)), None),
+        waiting=read_queue(Path(directory)) if WAITING in names else (),
     )
 
 
@@ -261,7 +262,7 @@ def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: flo
         "detail": detail(state),
         "checkpoint": checkpoint.step if checkpoint else None,
         "checkpoint_age_s": max(0.0, now - checkpoint.written) if checkpoint else None,
-        "waiting": as_rows(read_queue(directory), now),
+        "waiting": as_rows(evidence.waiting, now) if evidence else [],
     }
 
 

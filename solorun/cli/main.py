@@ -98,7 +98,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         prog="solorun", description="One training run at a time per results directory.", epilog=_ON_HOSTS
     )
     parser.add_argument("--version", action="version", version=f"solorun {__version__}")
-    verbs = parser.add_subparsers(metavar="COMMAND", required=True)
+    verbs = parser.add_subparsers(prog="solorun", metavar="COMMAND", required=True)
     for name, words_of_help in _VERBS.items():
         verb = verbs.add_parser(
             name, help=words_of_help, description=words_of_help[0].upper() + words_of_help[1:] + "."

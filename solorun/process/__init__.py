@@ -12,15 +12,18 @@ import signal
 import sys
 from collections.abc import Mapping
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from solorun.owner import Activity, Alive, Here, ProcessId, Sighting
-from solorun.process.census import Seen, enrich
-from solorun.process.openfiles import LOCAL_DISKS, OpenFile, kind_of_disk
 
 if sys.platform == "darwin":
     from solorun.process import darwin as _system
 else:
     from solorun.process import linux as _system
+
+if TYPE_CHECKING:
+    from solorun.process.census import Seen
+    from solorun.process.openfiles import OpenFile
 
 RUN_ID_VARIABLE = "SOLORUN_RUN_ID"
 """Every process of a run carries the run's id in its environment, whatever it closes or forks."""
@@ -171,6 +174,8 @@ def census() -> tuple[Seen, ...]:
         run_id, supervisor = _system.environment_values(pid, (RUN_ID_VARIABLE, SUPERVISOR_VARIABLE))
         return run_id, supervisor
 
+    from solorun.process.census import enrich
+
     return enrich(_system.table(), here(), user_of, _system.cwd, variables)
 
 
@@ -215,6 +220,8 @@ def foreign_disk(path: str) -> str:
     Args:
         path: absolute, links resolved.
     """
+    from solorun.process.openfiles import LOCAL_DISKS, kind_of_disk
+
     kind = kind_of_disk(path, _system.mounts())
     return "" if kind in LOCAL_DISKS else kind or "unknown"
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from solorun.owner import Activity, Alive, Gone, Here, Sighting
-from solorun.process.census import Row
-from solorun.process.openfiles import OpenFile
+
+if TYPE_CHECKING:  # a status of a thousand idle directories needs neither
+    from solorun.process.census import Row
+    from solorun.process.openfiles import OpenFile
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _DEAD = frozenset("ZXx")
@@ -26,7 +27,7 @@ def here() -> Here:
     The machine's identity joins its name and its machine-id: containers made from one image share the id,
     and taking a neighbour's record for our own after "a reboot" would steal a live lock.
     """
-    host = platform.node()
+    host = os.uname().nodename
     machine = _read_line("/etc/machine-id") or _read_line("/var/lib/dbus/machine-id")
     boot = _read_line("/proc/sys/kernel/random/boot_id")
     try:
@@ -136,6 +137,8 @@ def background(window_s: float) -> Activity:  # noqa: ARG001 - one signature per
 def name_thread(name: str) -> None:
     """Give the calling thread a name that the process table shows."""
     with contextlib.suppress(OSError, AttributeError):  # a C library without it: the thread stays nameless
+        import ctypes
+
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
@@ -177,6 +180,8 @@ def pids() -> list[int]:
 
 def table() -> list[Row]:
     """Every live process that can be seen."""
+    from solorun.process.census import Row
+
     now, page = time.clock_gettime(time.CLOCK_BOOTTIME), os.sysconf("SC_PAGE_SIZE")
     rows = []
     for pid in pids():
@@ -226,6 +231,8 @@ def files_open_below(pid: int, directory: str) -> list[OpenFile]:
         pid: which process.
         directory: absolute, links resolved.
     """
+    from solorun.process.openfiles import OpenFile
+
     below = directory.rstrip("/") + "/"
     found = []
     for fd in _descriptors(pid):
