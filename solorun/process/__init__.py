@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 
 from solorun.owner import Activity, Alive, Here, ProcessId, Sighting
 
+# At once, and not when it is asked for: the room and the question share their name, and the last one to come has it.
+from solorun.process.census import Seen, enrich
+
 if sys.platform == "darwin":
     from solorun.process import darwin as _system
 else:
     from solorun.process import linux as _system
 
 if TYPE_CHECKING:
-    from solorun.process.census import Seen
     from solorun.process.openfiles import OpenFile
 
 RUN_ID_VARIABLE = "SOLORUN_RUN_ID"
@@ -173,8 +175,6 @@ def census() -> tuple[Seen, ...]:
     def variables(pid: int) -> tuple[str, str]:
         run_id, supervisor = _system.environment_values(pid, (RUN_ID_VARIABLE, SUPERVISOR_VARIABLE))
         return run_id, supervisor
-
-    from solorun.process.census import enrich
 
     return enrich(_system.table(), here(), user_of, _system.cwd, variables)
 
