@@ -13,7 +13,8 @@ from typing import Any
 SAME_REQUEST_S = 0.25
 """A second signal within this time is the first one again: `timeout` and shells signal a process and its group."""
 
-_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a run to end; it may save first."""
 
 
 class StopRequest:
@@ -46,7 +47,7 @@ class StopRequest:
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in _POLITE:
+        for number in POLITE:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._before[number] = signal.signal(number, self._handle)

@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 from solorun import process
 from solorun.causes import MemoryDeaths
 from solorun.claim import Claim
 from solorun.closing import End
 from solorun.errors import BadUsage
+from solorun.foreground import Foreground
 from solorun.gate import CANNOT_EXECUTE, Execution, Gate
 from solorun.handshake import Holding, Over, Report
 from solorun.hold import LOCK_VARIABLE, SUPERVISOR_VARIABLE
@@ -34,11 +33,10 @@ from solorun.process import RUN_ID_VARIABLE
 from solorun.record import State
 from solorun.rundir import LOG, OUTPUT, PID
 from solorun.settings import Settings
-from solorun.stopping import SAME_REQUEST_S
+from solorun.signals import Signals
+from solorun.stopping import POLITE, SAME_REQUEST_S
 from solorun.watchdog import Watchdog
 
-_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_FORWARDED = (*_POLITE, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _TICK_S = 0.1
 _LAST_COPY_S = 1.0
 _LAST_LINES = 20
@@ -117,17 +115,16 @@ class _Supervisor:
         self.asked: int | None = None
         self.asked_at = 0.0
         self.deaths = MemoryDeaths()
-        self.terminal = _controlling_terminal()
+        self.foreground = Foreground()
+        self.signals = Signals(self._hear)
         self.log_start = os.fstat(made.log.fd).st_size
         self.mirror: Mirror | None = None
-        self.wakeup = -1
-        self.before: dict[int, object] = {}
 
     def run(self) -> Ended:
         began = time.monotonic()
         _become_subreaper()
-        self._listen()
-        gate = Gate(self._execution(), self.terminal)
+        self.signals.listen()
+        gate = Gate(self._execution(), self.foreground.terminal)
         self.child = process.identify(gate.pid) or ProcessId(process.here(), gate.pid, 0)
         try:
             self.claim.publish(self.child, self.plan.argv, supervisor=self.me, adopted=False)
@@ -178,7 +175,7 @@ class _Supervisor:
             env=self._environment(),
             output=self.claim.log.fd,
             inherited=self.claim.lock.truth,
-            keeps_hangup_ignored=self.before.get(signal.SIGHUP) == signal.SIG_IGN,
+            keeps_hangup_ignored=self.signals.ignores_hangup,
         )
 
     def _environment(self) -> dict[str, str]:
@@ -191,37 +188,17 @@ class _Supervisor:
             "PYTHONUNBUFFERED": self.plan.env.get("PYTHONUNBUFFERED", "1"),
         }
 
-    def _listen(self) -> None:
-        read, self.wakeup = os.pipe()
-        self.wake_read = read
-        os.set_blocking(read, False)
-        os.set_blocking(self.wakeup, False)
-        signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
-        for number in _FORWARDED:
-            before = signal.getsignal(number)
-            if number == signal.SIGHUP and before == signal.SIG_IGN:
-                self.before[number] = before
-                continue
-            self.before[number] = signal.signal(number, self._forward)
-        self.before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda _n, _f: None)
-        # In the background of its own terminal the supervisor still writes to it and takes it back at the end.
-        self.before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-
     def _restore(self) -> None:
         self.watchdog.close()
         # While SIGTTOU is still ignored: it would suspend us here, at the very end.
         if self.child is not None:
-            self._hand_terminal(self.child.pid, os.getpgrp())
-        signal.set_wakeup_fd(-1)
-        for number, before in self.before.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)  # type: ignore[arg-type]
-        os.close(self.wake_read)
-        os.close(self.wakeup)
+            self.foreground.take_back(self.child.pid)
+        self.signals.restore()
         if self.mirror is not None:
             self.mirror.close()
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if number in _POLITE:
+    def _hear(self, number: int) -> None:
+        if number in POLITE:
             if self.asked == number and time.monotonic() - self.asked_at < SAME_REQUEST_S:
                 return
             self.asked_at = time.monotonic()
@@ -251,9 +228,11 @@ class _Supervisor:
         while True:
             self._copy_log()
             for pid, status in _reaped():
+                if self.child is None or pid != self.child.pid:
+                    continue
                 if os.WIFSTOPPED(status):
-                    self._job_control(pid, os.WSTOPSIG(status))
-                elif self.child is not None and pid == self.child.pid:
+                    self.foreground.job_control(pid, os.WSTOPSIG(status))
+                else:
                     result = status
             if result is not None:
                 # One look can miss a daemon that is forked while it lasts by a parent that ends before it is seen.
@@ -267,9 +246,7 @@ class _Supervisor:
                 self._relabel_if_dead()
                 self.watchdog.look()
                 self._look_at_memory()
-            select.select([self.wake_read], [], [], _TICK_S)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self.wake_read, 4096)
+            self.signals.wait(_TICK_S)
 
     def _hold_for(self, survivors: list[ProcessId], told: bool) -> None:
         owner = self.claim.owner
@@ -298,37 +275,12 @@ class _Supervisor:
         with contextlib.suppress(OSError):
             self.claim.relabel(self.child)
 
-    def _job_control(self, pid: int, number: int) -> None:
-        """Ctrl-Z at the terminal: suspend along with the command, and wake it when the shell wakes us."""
-        if self.terminal < 0 or number != signal.SIGTSTP or self.child is None or pid != self.child.pid:
-            return
-        self._hand_terminal(pid, os.getpgrp())
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self._hand_terminal(os.getpgrp(), pid)  # woken by `fg`; after `bg` the terminal stays the shell's
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGCONT)
-
-    def _hand_terminal(self, giver: int, taker: int) -> None:
-        """Make a process group the terminal's foreground, if the other one is: never take it from a shell."""
-        with contextlib.suppress(OSError):
-            if self.terminal >= 0 and os.tcgetpgrp(self.terminal) == giver:
-                os.tcsetpgrp(self.terminal, taker)
-
     def _copy_log(self) -> None:
         if self.mirror is not None:
             self.mirror.copy()
 
     def _finish(self, status: int, failure: str, seconds: float) -> Ended:
-        if failure:
-            outcome = Ended("crashed", CANNOT_EXECUTE, None, seconds)
-        elif os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            outcome = Ended("interrupted" if number in _POLITE else "killed", 128 + number, number, seconds)
-        else:
-            code = os.WEXITSTATUS(status)
-            # What the terminal sent went to the command alone; its exit status tells which signal that was.
-            asked = self.asked or (code - 128 if code - 128 in _POLITE else None)
-            outcome = Ended(_state(code, asked), code, asked, seconds)
+        outcome = Ended("crashed", CANNOT_EXECUTE, None, seconds) if failure else _ended(status, self.asked, seconds)
         why = failure or (process.signal_name(outcome.signal) if outcome.signal else "")
         lines = self._last_lines()
         self._take_pid_file_away()
@@ -391,18 +343,21 @@ def _reaped() -> list[tuple[int, int]]:
         found.append((pid, status))
 
 
+def _ended(status: int, asked: int | None, seconds: float) -> Ended:
+    """What a wait status says of a command that was, or was not, asked to end by a signal."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return Ended("interrupted" if number in POLITE else "killed", 128 + number, number, seconds)
+    code = os.WEXITSTATUS(status)
+    # What the terminal sent went to the command alone; its exit status tells which signal that was.
+    asked = asked or (code - 128 if code - 128 in POLITE else None)
+    return Ended(_state(code, asked), code, asked, seconds)
+
+
 def _state(code: int, asked: int | None) -> State:
-    if code - 128 in _POLITE or (asked is not None and code == 0):
+    if code - 128 in POLITE or (asked is not None and code == 0):
         return "interrupted"
     return "completed" if code == 0 else "crashed"
-
-
-def _controlling_terminal() -> int:
-    """The descriptor of the terminal whose foreground we are; -1 when there is none."""
-    try:
-        return 0 if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() else -1
-    except OSError:
-        return -1
 
 
 def _become_subreaper() -> None:
