@@ -16,7 +16,7 @@ from solorun.grouping import LABEL_ONLY, Claimant, Marks, group, is_relay, solor
 from solorun.label import is_copy, look_at, read_label, read_owner
 from solorun.neighbours import program_of
 from solorun.owner import Gone, Held, Label, Owner
-from solorun.process.census import Seen
+from solorun.process.table import Seen
 from solorun.record import read_record
 from solorun.rundir import ARCHIVE, MARKS, WAITING
 

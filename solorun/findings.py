@@ -11,7 +11,7 @@ from typing import Literal
 from solorun.disk import Room, is_full
 from solorun.memory import Memory, describe
 from solorun.neighbours import Orphan, Training
-from solorun.process.census import Seen
+from solorun.process.table import Seen
 from solorun.wording import ago, command_line, size
 
 Severity = Literal["blocks", "warns", "tells"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from solorun.owner import Owner, ProcessId
-from solorun.process.census import Seen
+from solorun.process.table import Seen
 
 RELAYS = frozenset({"tee", "ts", "script", "rotatelogs", "multilog", "logger", "cat"})
 """Programs that only carry another one's output into a file, and end when it ends."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from solorun.owner import ProcessId
-from solorun.process.census import Seen
+from solorun.process.table import Seen
 
 HOG_BYTES = 1 << 30
 HOG_CPU = 0.5

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from solorun.accelerator import Device, Use
     from solorun.findings import AcceleratorInUse
     from solorun.neighbours import Training
-    from solorun.process.census import Seen
+    from solorun.process.table import Seen
 
 SHARE_VARIABLE = "SOLORUN_SHARE_ACCELERATOR"
 """1 in the environment of a run whose person allowed it to share."""

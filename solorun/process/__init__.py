@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING
 
 from solorun.owner import Activity, Alive, Here, ProcessId, Sighting
 
-# At once, and not when it is asked for: the room and the question share their name, and the last one to come has it.
-from solorun.process.census import Seen, enrich
-
 if sys.platform == "darwin":
     from solorun.process import darwin as _system
 else:
@@ -26,6 +23,7 @@ else:
 
 if TYPE_CHECKING:
     from solorun.process.openfiles import OpenFile
+    from solorun.process.table import Seen
 
 RUN_ID_VARIABLE = "SOLORUN_RUN_ID"
 """Every process of a run carries the run's id in its environment, whatever it closes or forks."""
@@ -175,6 +173,8 @@ def census() -> tuple[Seen, ...]:
     def variables(pid: int) -> tuple[str, str]:
         run_id, supervisor = _system.environment_values(pid, (RUN_ID_VARIABLE, SUPERVISOR_VARIABLE))
         return run_id, supervisor
+
+    from solorun.process.table import enrich
 
     return enrich(_system.table(), here(), user_of, _system.cwd, variables)
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from solorun.owner import Activity, Alive, Gone, Here, Sighting
-from solorun.process.census import Row
 from solorun.process.openfiles import OpenFile, writes_by_name
+from solorun.process.table import Row
 
 _F_GETPATH = 50
 _PROC_PIDFDVNODEPATHINFO, _FWRITE = 2, 2

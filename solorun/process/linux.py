@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from solorun.owner import Activity, Alive, Gone, Here, Sighting
 
 if TYPE_CHECKING:  # a status of a thousand idle directories needs neither
-    from solorun.process.census import Row
     from solorun.process.openfiles import OpenFile
+    from solorun.process.table import Row
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _DEAD = frozenset("ZXx")
@@ -180,7 +180,7 @@ def pids() -> list[int]:
 
 def table() -> list[Row]:
     """Every live process that can be seen."""
-    from solorun.process.census import Row
+    from solorun.process.table import Row
 
     now, page = time.clock_gettime(time.CLOCK_BOOTTIME), os.sysconf("SC_PAGE_SIZE")
     rows = []

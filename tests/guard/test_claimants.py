@@ -15,7 +15,7 @@ from solorun import process
 from solorun.claimants import find, own_name, trains_into
 from solorun.grouping import Marks, group, solorun_verb
 from solorun.owner import Here, Owner, ProcessId, encode_owner
-from solorun.process.census import Row, Seen
+from solorun.process.table import Row, Seen
 
 from .stage import HOLDING, Spawner, names, owner_of, wait_until
 

@@ -14,7 +14,7 @@ from solorun import process
 from solorun.neighbours import HOG_BYTES, family, is_python, orphans, program_of, says_cpu, trainings
 from solorun.owner import Here, ProcessId
 from solorun.process import darwin
-from solorun.process.census import Row, Seen
+from solorun.process.table import Row, Seen
 
 from .stage import Spawner, wait_until
 from .test_process import AccessDenied, kernel, psutil_that_says
@@ -199,3 +199,9 @@ def test_darwin_lists_this_machine_by_the_real_psutil() -> None:
     psutil = pytest.importorskip("psutil")
     mine = next(row for row in darwin.table(psutil, kernel, lambda: "") if row.pid == os.getpid())
     assert (mine.parent, mine.argv) == (os.getppid(), process.argv(os.getpid()))
+
+
+def test_every_look_at_the_process_table_finds_this_process() -> None:
+    """Twice: a submodule of the same name would stand in the function's place after the first look."""
+    for _ in range(2):
+        assert os.getpid() in [seen.row.pid for seen in process.census()]
