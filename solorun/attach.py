@@ -6,13 +6,12 @@ Whatever happens to the watcher, the run goes on: it only reads the log.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import process, status
-from solorun.errors import SolorunError, directory_problem
+from solorun.errors import DirectoryProblem, SolorunError
 from solorun.label import look
 from solorun.launch import TmuxSession
 from solorun.logs import follow, last_lines
@@ -21,7 +20,7 @@ from solorun.record import RunRecord, read_events, read_record
 from solorun.refusal import refusal
 from solorun.rundir import RunDir
 from solorun.runstate import Unreadable, how_ended
-from solorun.wording import ago
+from solorun.wording import ago, shell_word
 
 _LOOKS_WITHOUT_IT = 3
 
@@ -55,14 +54,15 @@ def find(directory: Path, now: float) -> LiveRun:
     """
     evidence = status.gather(directory, now, carriers=lambda _run: ())
     if isinstance(evidence, Unreadable):
-        raise directory_problem(OSError(0, evidence.reason), "look into", directory)
+        what = f"cannot look into {str(directory)!r}: {evidence.reason}"
+        raise DirectoryProblem(what, f"look at it: ls -ld {shell_word(directory)}")
     if isinstance(evidence.verdict, Foreign):
         raise refusal(directory, evidence.verdict, now)
     owner = evidence.owner
     if not isinstance(evidence.verdict, Held) or owner is None:
         raise SolorunError(
             f"no run is live in {str(directory)!r}{_last(evidence.record, now)}",
-            f"its log: solorun logs {shlex.quote(str(directory))}",
+            f"its log: solorun logs {shell_word(directory)}",
         )
     return LiveRun(directory, owner.run_id, owner.process.pid, owner, session_of(directory, owner.run_id))
 

@@ -122,7 +122,8 @@ def _found_dead(directory: int, last: RunRecord, events: list[dict[str, Any]], h
     if cause == "vanished" and (evidence := MemoryDeaths().evidence(pids, last.started)):
         cause, why = cause_of_vanishing(last, here, evidence)
     killer = next((event for event in own if event["event"] == "killed"), None)
-    stopped_by = asked_by(own, last.run_id)
+    # Who was asked after the run had died, such as an orphan of it, is not the run.
+    stopped_by = asked_by((event for event in own if event.get("pid") in (None, last.pid)), last.run_id)
     words = "\n".join(read_last_words(directory, last.log_at))
     seen = _last_sign_of_life(directory, last)
     found = _with_steps(directory, last)

@@ -66,6 +66,6 @@ def is_low(room: Room, settings: Settings) -> bool:
 
 
 def is_full(room: Room) -> bool:
-    """Whether not even the next checkpoint fits: then training on is lost work."""
+    """Whether not even the next checkpoint fits: then training on is lost work. With no byte free no run starts."""
     no_inodes = room.inodes is not None and room.inodes < INODES
-    return no_inodes or (room.checkpoint > 0 and room.free < room.checkpoint)
+    return no_inodes or room.free == 0 or (room.checkpoint > 0 and room.free < room.checkpoint)

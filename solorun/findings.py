@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ from solorun.disk import Room, is_full
 from solorun.memory import Memory, describe
 from solorun.neighbours import Orphan, Training
 from solorun.process.table import Seen
-from solorun.wording import ago, command_line, size
+from solorun.wording import ago, command_line, shell_word, size
 
 Severity = Literal["blocks", "warns", "tells"]
 """Blocks: do not start. Warns: a start works, but look. Tells: something was done or is as it should be."""
@@ -59,7 +58,7 @@ class Who:
     def ends_by(self) -> str:
         """How to ask it to end."""
         if self.directory:
-            return f"solorun stop {shlex.quote(self.directory)}"
+            return f"solorun stop {shell_word(self.directory)}"
         return f"kill -INT {self.pid}"
 
 
@@ -106,7 +105,25 @@ class LockInUse:
     @property
     def next_step(self) -> str:
         """What to do."""
-        return f"solorun status {shlex.quote(str(self.directory))}"
+        return f"solorun status {shell_word(self.directory)}"
+
+
+@dataclass(frozen=True, slots=True)
+class NotWritable:
+    """No run holds the directory, but this user could not start one there."""
+
+    directory: Path
+    severity: Severity = "blocks"
+
+    @property
+    def what(self) -> str:
+        """One line."""
+        return f"{self.directory}  you may not write there"
+
+    @property
+    def next_step(self) -> str:
+        """What to do."""
+        return "ask its owner for write permission, or choose another results directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +247,7 @@ class LowDisk:
     @property
     def next_step(self) -> str:
         """What to do."""
-        return f"free some room: df -h {shlex.quote(str(self.room.directory))}"
+        return f"free some room: df -h {shell_word(self.room.directory)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +301,14 @@ Finding = (
     | OrphanLeft
     | LowMemory
     | LowDisk
+    | NotWritable
     | AcceleratorInUse
     | AcceleratorUnknown
 )
 
 KINDS: dict[type[Finding], str] = {
     LockInUse: "lock in use",
+    NotWritable: "not writable",
     StaleCleared: "stale lock cleared",
     OtherTraining: "other training",
     SameProgramElsewhere: "same program elsewhere",

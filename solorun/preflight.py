@@ -21,6 +21,7 @@ from solorun.findings import (
     LockInUse,
     LowDisk,
     LowMemory,
+    NotWritable,
     OrphanLeft,
     OtherTraining,
     SameProgramElsewhere,
@@ -45,6 +46,8 @@ class Safe:
     cleared: str
     program: str = ""
     """What is trained here, as `neighbours.program_of` names it."""
+    writable: bool = True
+    """Whether this user may write there, or make it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +109,28 @@ def _check(
     directory: Path, now: float, settings: Settings, carriers: Callable[[str], Iterable[ProcessId]]
 ) -> Safe | Unsafe:
     program = _configured_program(directory, settings)
+    writable = _may_write(directory)
     if not os.path.lexists(directory):
-        return Safe(directory, "", program)
+        return Safe(directory, "", program, writable)
     evidence = status.gather(directory, now, carriers)
     if isinstance(evidence, Unreadable):
         return Unsafe(directory, evidence, status.as_row(directory, evidence, None, now))
     state = classify(evidence, now, settings)
     if isinstance(state, Idle):
-        return Safe(directory, "", program or _last_program(evidence))
+        return Safe(directory, "", program or _last_program(evidence), writable)
     if isinstance(state, Left):
         cleared = _try_to_clear(directory, now)
         if cleared is not None:
             return Safe(directory, cleared.proof, program or _last_program(evidence))
     return Unsafe(directory, state, status.as_row(directory, state, evidence, now))
+
+
+def _may_write(directory: Path) -> bool:
+    """Whether files can be made in a directory, or it can be made where it is missing."""
+    place = directory.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return os.access(place, os.W_OK | os.X_OK)
 
 
 def _configured_program(directory: Path, settings: Settings) -> str:
@@ -226,6 +238,8 @@ def judge(sight: Sight, settings: Settings) -> tuple[Finding, ...]:
             found.append(_lock_in_use(one))
         elif one.cleared:
             found.append(StaleCleared(one.directory, one.cleared))
+        elif not one.writable and not sight.whole_machine:  # where others train is their affair
+            found.append(NotWritable(one.directory))
     found += _neighbours(sight)
     for orphan in sight.orphans:
         found.append(OrphanLeft(orphan, "blocks" if orphan.proven and sight.whole_machine else "warns"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 
@@ -11,14 +10,14 @@ from solorun.errors import Held, Refused, SolorunError
 from solorun.owner import Foreign, Owner, Unknown, Verdict
 from solorun.owner import Held as HeldBy
 from solorun.runstate import Evidence, Unreadable
-from solorun.wording import ago, command_line
+from solorun.wording import ago, command_line, shell_word
 
 _PUBLISHING_S = 0.15
 
 
 def refusal(path: Path, found: lock.Refusal | Verdict, now: float) -> SolorunError:
     """A refusal in plain words: who holds it, since when, at which step, the evidence, and what to type next."""
-    quoted = shlex.quote(str(path))
+    quoted = shell_word(path)
     if isinstance(found, Unknown):
         return Refused(f"{str(path)!r}: {found.reason}", f"look at it: ls -la {quoted}")
     if isinstance(found, Foreign):
@@ -56,7 +55,8 @@ def _held(path: Path, quoted: str, found: HeldBy | None, now: float) -> SolorunE
         lines.append(f"evidence: {evidence.verdict.proof}")
     return Held(
         f"{str(path)!r} is held by PID {owner.process.pid} of {owner.user or 'an unknown user'}",
-        f"watch it: solorun logs -f {quoted}   end it: solorun stop {quoted}",
+        # One command a line: a terminal must not break one in two.
+        f"watch it: solorun logs -f {quoted}\n        end it:   solorun stop {quoted}",
         tuple(lines),
     )
 

@@ -233,7 +233,9 @@ def detail(state: RunState) -> str:
         case Silent(evidence=text) | Hung(proof=text) | Left(proof=text) | Unreadable(reason=text):
             return text
         case Orphaned(survivors):
-            return f"its run is over, but PID {', '.join(str(p.pid) for p in survivors)} of it live"
+            pids = ", ".join(str(p.pid) for p in survivors)
+            who = f"PID {pids} of it lives" if len(survivors) == 1 else f"PIDs {pids} of it live"
+            return f"its run is over, but {who}"
         case Contested(claimants):
             return f"PIDs {' and '.join(map(str, claimants))} both claim it"
         case Elsewhere(owner, seen):

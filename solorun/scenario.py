@@ -148,7 +148,7 @@ def diagnose(facts: Facts) -> Scenario:
         return OutOfReach(facts.state.reason, "look again in a moment")
     if facts.untouchable:
         users = ", ".join(facts.untouchable)
-        proofs = tuple(clause for one in facts.claimants for clause in one.evidence)
+        proofs = _of_whom(facts)
         reason = f"processes of {users} work in it, and the system does not let you signal them"
         return OutOfReach(reason, f"ask {users}, or use an account that may", proofs)
     if len(facts.claimants) > 1 and not all(one.tied for one in facts.claimants):
@@ -158,6 +158,15 @@ def diagnose(facts: Facts) -> Scenario:
     return _one_claimant(facts, facts.claimants[0]) if facts.claimants else _no_claimant(facts)
 
 
+def _of_whom(facts: Facts) -> tuple[str, ...]:
+    """The evidence of every process, each sentence with its PID."""
+    return tuple(
+        clause if clause.startswith("PID ") else f"PID {one.leader.pid}: {clause}"
+        for one in facts.claimants
+        for clause in one.evidence
+    )
+
+
 def _elsewhere(facts: Facts, verdict: OwnedElsewhere) -> Scenario:
     owner = verdict.owner
     place = owner.process.here
@@ -165,8 +174,8 @@ def _elsewhere(facts: Facts, verdict: OwnedElsewhere) -> Scenario:
     if not facts.here.boot or place.boot != facts.here.boot:
         return OutOfReach(verdict.reason, ask_there)
     if facts.claimants:
-        alive = tuple(clause for one in facts.claimants for clause in one.evidence)
-        return OutOfReach("its run lives in a container of this machine", "end it from within its container", alive)
+        reason = "its run lives in a container of this machine"
+        return OutOfReach(reason, "end it from within its container", _of_whom(facts))
     if facts.disk:
         reason = f"{verdict.reason}, and on a {facts.disk} file system the kernel's lock proves nothing"
         return OutOfReach(reason, ask_there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 
@@ -34,6 +35,26 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shell_word(path: str | os.PathLike[str]) -> str:
+    """A path as one word of a shell, which means that path when it is typed or pasted: never a flag, never cut in two.
+
+    Control characters, and bytes that are no text, are spelled as bash and zsh read them: $'a\\nb'.
+    """
+    text = os.fspath(path)
+    text = f"./{text}" if text.startswith("-") else text
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(_spelled(c) for c in text) + "'"
+
+
+def _spelled(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def command_line(argv: tuple[str, ...]) -> str:

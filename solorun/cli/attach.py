@@ -21,7 +21,8 @@ from solorun.stop import StopPolicy, stop
 from solorun.tmux import enter_command, has_session
 from solorun.wording import ago, command_line
 
-_QUESTION = "\nsolorun: d = leave it running, s = stop it, Enter = go on watching: "
+_QUESTION = "\nsolorun: d = leave it running, s = stop it, else go on; then Enter: "
+_ANSWERS = {"d": "d", "detach": "d", "leave": "d", "s": "s", "stop": "s"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +50,16 @@ def run(arguments: argparse.Namespace) -> int:
     where = typed(live.directory)
     for line in _heading(live, arguments.on_interrupt):
         _say(line)
+    watcher = _Watch(live, arguments.on_interrupt, current_settings().grace_s)
     try:
-        left = _Watch(live, arguments.on_interrupt, current_settings().grace_s).go_on(watch(live, arguments.lines))
+        left = watcher.go_on(watch(live, arguments.lines))
+    except BrokenPipeError:  # whoever read (`solorun attach DIR | head`) has left
+        raise
     except OSError as error:
         raise directory_problem(error, "read the log of", live.directory) from None
     if left:
-        _say(f"left; it goes on\n  again: solorun attach {where}\n  stop:  solorun stop {where}")
+        goes_on = "it was asked to stop, and may go on for a while" if watcher.asked_to_stop else "it goes on"
+        _say(f"left; {goes_on}\n  again: solorun attach {where}\n  stop:  solorun stop {where}")
         return 0
     return _tell_end(live)
 
@@ -88,6 +93,11 @@ class _Watch:
         self._over = threading.Event()
         self._problem: OSError | None = None
         self._stopping: threading.Thread | None = None
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a stop was begun from here."""
+        return self._stopping is not None
 
     def go_on(self, texts: Iterator[str]) -> bool:
         """Print what comes. True when the watcher left, False when the run ended.
@@ -124,7 +134,7 @@ class _Watch:
             self._stopping = threading.Thread(target=self._stop, daemon=True)
             self._stopping.start()
             return False
-        return choice in ("s", "d")
+        return choice == "d"
 
     def _ask(self) -> str:
         if not sys.stdin.isatty():
@@ -137,7 +147,8 @@ class _Watch:
         except KeyboardInterrupt:  # twice: leave at once, and never by stopping
             sys.stderr.write("\n")
             return "d"
-        return answer.strip().lower()[:1] if answer else "d"
+        # The whole word: "show me" is no "s", and what was typed for the shell is no answer.
+        return _ANSWERS.get(answer.strip().lower(), "") if answer else "d"
 
     def _stop(self) -> None:
         try:

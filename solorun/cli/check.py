@@ -18,6 +18,7 @@ from solorun.findings import (
     LockInUse,
     LowDisk,
     LowMemory,
+    NotWritable,
     OrphanLeft,
     OtherTraining,
     SameProgramElsewhere,
@@ -95,9 +96,9 @@ def _report(sight: Sight, findings: tuple[Finding, ...]) -> list[str]:
     used = _of(findings, AcceleratorInUse, AcceleratorUnknown)
     devices = [*map(_device, sight.accelerators.devices)] or ["none"]
     rooms = _rooms(sight.rooms)
-    lines = _section("directories", seen, _of(findings, LockInUse, StaleCleared))
+    lines = _section("directories", seen, _of(findings, LockInUse, NotWritable, StaleCleared))
     if not sight.whole_machine:
-        told = {finding.directory for finding in findings if isinstance(finding, StaleCleared)}
+        told = {finding.directory for finding in findings if isinstance(finding, StaleCleared | NotWritable)}
         lines += [f"  safe      {typed(directory)}" for directory in free if directory not in told]
     lines += _section("other training", "none" if not runs else str(len(runs)), runs)
     lines += _section("orphans", "none" if not gone else str(len(gone)), gone)
@@ -122,6 +123,8 @@ def _finding(finding: Finding) -> list[str]:
     if isinstance(finding, LockInUse):
         where = typed(finding.directory)
         text, following = f"{where}  {finding.situation}", next_steps(finding.state, where)
+    elif isinstance(finding, NotWritable):
+        text = f"{typed(finding.directory)}  you may not write there"
     elif isinstance(finding, StaleCleared):
         text = f"{typed(finding.directory)}  stale lock cleared: {finding.proof}"
     lines = textwrap.wrap(

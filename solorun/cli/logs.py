@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 
@@ -29,21 +30,24 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadUsage("-n counts lines, 0 or more", "write, for example, -n 20")
     directory = Path(arguments.directory)
     if not directory.is_dir():
-        raise directory_problem(FileNotFoundError(2, "No such file or directory"), "find the directory", directory)
+        number = errno.ENOTDIR if directory.exists() else errno.ENOENT
+        raise directory_problem(OSError(number, ""), "find the directory", directory)
     path = RunDir(directory).log
     clean = for_terminal if sys.stdout.isatty() else str
+    lines: list[str] = []
     end = 0  # where the tail ends, the following begins: no line falls between the two
     try:
         end = path.stat().st_size
-        for line in last_lines(path, arguments.lines, end):
-            print(clean(line))
-        sys.stdout.flush()  # into a pipe too: what stands there is seen before the waiting begins
+        lines = list(last_lines(path, arguments.lines, end))
     except FileNotFoundError:
         if not arguments.follow:
             print(f"no log in {directory} yet", file=sys.stderr)
             return 1
     except OSError as error:
         raise directory_problem(error, "read", path) from None
+    for line in lines:
+        print(clean(line))
+    sys.stdout.flush()  # into a pipe too: what stands there is seen before the waiting begins
     if arguments.follow:
         try:
             for text in follow(path, until=lambda: False, start=end):

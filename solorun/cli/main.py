@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] | None = None
-    if "--" in words:
-        at = words.index("--")
+    at = words.index("--") if "--" in words else len(words)
+    if "start" in words[:at] and at < len(words):  # for the other verbs `--` says that names follow, as everywhere
         words, command = words[:at], words[at + 1 :]
     try:
         code = _run(words, command)
@@ -69,7 +69,12 @@ def _run(words: list[str], command: list[str] | None) -> int:
         from solorun.cli import onhost
 
         host, words = onhost.take(words)
-        if host is not None and onhost.is_forwarded(words):
+    if "" in words:  # `solorun start "$RUN"` without RUN: it would be taken for the working directory
+        raise BadUsage("an empty name was typed", "is a shell variable empty? write . for the working directory")
+    if host is not None:
+        from solorun.cli import onhost
+
+        if onhost.is_forwarded(words):
             return onhost.run(host, words, command)
     arguments = _parser(words).parse_args(words)
     arguments.command = command or []

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def _may(arguments: argparse.Namespace, directory: Path, found: Scenario) -> boo
         )
     grave = isinstance(found, AbandonedContainer)
     try:
+        # What was typed before the plan could be read is no answer to it.
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
         answer = input("is that container gone? type yes to clear: " if grave else "go on? [y/N] ").strip().lower()
     except EOFError:
         print()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from solorun.cli.places import relative
 from solorun.runstate import PROBLEMS
-from solorun.wording import ago, printable, short, size
+from solorun.wording import ago, printable, shell_word, short, size
 
 WIDTH = 80
 _HEAD = ("DIRECTORY", "STATE", "PID", "USER", "STEP", "RATE", "LEFT", "LOG")
@@ -105,7 +104,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def typed(path: str | Path) -> str:
     """A path as the person would type it to a shell from here."""
-    return printable(shlex.quote(relative(path)))
+    return shell_word(relative(path))
 
 
 def next_steps(state: str, where: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from solorun.settings import Settings
 from solorun.status import examine, wall_clock
 from solorun.stop import Killed, StillRunning, Stopped, StopResult, WasNotRunning, stop, what_survives
 from solorun.waiting import call_off
-from solorun.wording import ago, printable
+from solorun.wording import ago, shell_word
 
 _NAMES = {Stopped: "stopped", WasNotRunning: "not running", Killed: "killed", StillRunning: "still running"}
 _STATES = {"T": "suspended (state T)", "t": "held by a debugger (state t)", "D": "waiting for a disk (state D)"}
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     directory = Path(arguments.directory)
     if arguments.waiting is not None:
         return _call_off(directory, arguments.waiting or None)
-    where = printable(shlex.quote(str(directory)))
+    where = shell_word(directory)
     try:
         result = stop(directory, StopPolicy(grace, arguments.kill, settings.save_extension_s), tell=_tell)
     except KeyboardInterrupt:

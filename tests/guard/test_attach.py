@@ -84,6 +84,35 @@ def test_s_stops_the_run_while_its_last_lines_are_shown(spawn: Spawner, results:
     assert run_record(results)["state"] == "interrupted"
 
 
+def test_only_a_whole_word_is_an_answer(spawn: Spawner, results: Path, terminal: Open) -> None:
+    child = counting(spawn, results)
+    shown = attached(terminal, results)
+    for count, words in ((1, b"show me\n"), (2, b"due\n")):
+        shown.type(b"\x03")
+        wait_until(lambda count=count: shown.read().count("d = leave it running") == count)  # type: ignore[misc]
+        shown.type(words)
+        before = len(shown.seen)
+        wait_until(lambda before=before: "step " in shown.read()[before:])  # type: ignore[misc]
+    assert label_of(results) == child.pid
+
+
+def test_leaving_while_it_is_being_stopped_does_not_say_that_it_goes_on(
+    spawn: Spawner, results: Path, terminal: Open
+) -> None:
+    child = counting(spawn, results)
+    shown = attached(terminal, results)
+    os.kill(child.pid, signal.SIGSTOP)  # hears no request
+    shown.type(b"\x03")
+    shown.wait_for("d = leave it running")
+    shown.type(b"s\n")
+    shown.wait_for("asking PID")
+    shown.type(b"\x03")
+    wait_until(lambda: shown.read().count("d = leave it running") == 2)
+    shown.type(b"d\n")
+    assert shown.wait() == 0
+    assert "left; it was asked to stop" in shown.seen
+
+
 def test_ctrl_c_twice_leaves_and_never_stops(spawn: Spawner, results: Path, terminal: Open) -> None:
     child = counting(spawn, results)
     shown = attached(terminal, results)

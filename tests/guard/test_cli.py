@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from solorun.cli.main import main
+from solorun.preflight import judge, look
+from solorun.settings import Settings
+from solorun.wording import shell_word
 
 from .stage import HOLDING, PYTHON, Spawner, Terminal, a_dead_pid, as_nobody, label_of, names, wait_until
 
@@ -384,3 +388,73 @@ def test_a_command_with_its_output_closed_has_no_traceback(spawn: Spawner, resul
         child = spawn("sh", "-c", f"{PYTHON} -m solorun {line}", cwd=results.parent.parent)
         child.wait()
         assert "Traceback" not in child.text(), line
+
+
+@pytest.mark.parametrize("verb", ["check", "status", "history", "logs", "stop", "recover", "attach"])
+def test_after_two_dashes_come_names_and_none_is_passed_over(say: Say, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "-odd").mkdir()
+    before, after = say(verb, "./-odd"), say(verb, "--", "-odd")
+    assert after.code == before.code
+    assert "-odd" in after.out + after.err
+    assert "required" not in after.err
+
+
+@pytest.mark.parametrize("words", [["start", "", "--", "true"], ["stop", ""], ["status", ""], ["recover", "", "--yes"]])
+def test_an_empty_name_is_not_the_working_directory(say: Say, tmp_path: Path, words: list[str]) -> None:
+    said = say(*words)
+    assert said.code == 2
+    assert "variable" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_word_after_the_dashes_belongs_to_the_command(say: Say) -> None:
+    assert say("start", "mine", "--", "test", "-z", "").code == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "-dash", "two words", "it's", "new\nline", "\x1b[31m", "$(true)", "\udcff\udcfe", "b\\'\n"]
+)
+def test_a_name_in_advice_is_that_name_when_it_is_typed(name: str) -> None:
+    word = shell_word(name)
+    assert word.isprintable()
+    assert not word.startswith("-")
+    read = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True).stdout
+    assert os.fsdecode(read).removeprefix("./") == name
+
+
+def test_attach_tells_a_missing_directory_in_words(say: Say) -> None:
+    said = say("attach", "gone")
+    assert said.code == 1
+    assert said.err.startswith("solorun: cannot look into 'gone': No such file or directory\n  next: ")
+
+
+def test_logs_of_a_file_says_that_it_is_no_directory(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "Not a directory" in say("logs", "file").err
+
+
+def test_a_reader_that_leaves_costs_no_complaint_about_the_log(spawn: Spawner, results: Path) -> None:
+    (results / "training.log").write_text("x" * 70 + "\n" * 20_000)
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-m", "solorun", "logs", results, "-n", "10000"],
+        stdout=write, stderr=subprocess.PIPE, env=spawn.environment(), check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_check_says_where_this_user_may_not_write() -> None:
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+
+    def ask() -> list[str]:
+        sight = look([place, place / "new"], 0, Settings(), whole_machine=False)
+        return [finding.what for finding in judge(sight, Settings()) if finding.severity == "blocks"]
+
+    try:
+        found = as_nobody(ask)
+    finally:
+        place.rmdir()
+    assert found == [f"{place}  you may not write there", f"{place}/new  you may not write there"]

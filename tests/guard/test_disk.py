@@ -77,6 +77,7 @@ def test_what_is_no_directory_is_not_told(tmp_path: Path) -> None:
         (2 * FLOOR, 0, None, False, False),
         (FLOOR, 0, None, True, False),
         (1, 0, None, True, False),
+        (0, 0, None, True, True),
         (1000, 100, 1000, False, False),
         (1000, 100, 3, True, True),
     ],

@@ -131,7 +131,7 @@ def test_a_held_directory_is_refused_with_everything_a_person_needs(spawn: Spawn
     assert f"command: {PYTHON}" in text
     assert re.search(r"at step \d+ of 1000000, training, \d+ s ago", text)
     assert f"evidence: PID {child.pid} is alive" in text
-    assert f"next: watch it: solorun logs -f {results}   end it: solorun stop {results}" in text
+    assert f"next: watch it: solorun logs -f {results}\n        end it:   solorun stop {results}" in text
     after = {name: facts for name, facts in snapshot(results).items() if name != "progress"}
     assert after == before
 

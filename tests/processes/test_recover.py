@@ -385,3 +385,18 @@ def test_what_it_found_and_did_as_json(spawn: Spawner, results: Path) -> None:
     assert (told["schema"], told["scenario"], told["done"]) == (1, "torn files", True)
     assert told["quarantined"] == [{"name": "checkpoint_5.safetensors", "why": "it is empty"}]
     assert (Path(told["quarantine"]) / "checkpoint_5.safetensors").exists()
+
+
+def test_what_was_typed_before_the_plan_was_shown_is_no_answer(spawn: Spawner, results: Path) -> None:
+    (results / "training.lock").write_text(f"{a_dead_pid()}\n")
+    late = f"echo ready; read first; exec '{sys.executable}' -m solorun recover \"$0\""
+    screen = Terminal(["sh", "-c", late, str(results)], spawn.environment())
+    try:
+        screen.wait_for("ready")
+        screen.type(b"first\ny\n")
+        screen.wait_for("[y/N]")
+        screen.type(b"\n")
+        assert screen.wait() == 4
+        assert "training.lock" in names(results)
+    finally:
+        screen.close()
