@@ -29,7 +29,7 @@ def heed_the_connection(environment: MutableMapping[str, str], stream: int = 1) 
 
 def _watch(stream: int, main: int) -> None:
     watch = select.poll()
-    watch.register(stream, 0)
+    watch.register(stream, select.POLLHUP)  # Linux tells it unasked, macOS only when asked
     while True:
         for _, event in watch.poll():
             if event & _GONE:

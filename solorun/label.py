@@ -149,7 +149,7 @@ def _read_label_once(directory: int) -> Label | Unknown | None:
 
 
 def _read_linked_label(directory: int, error: OSError) -> Label | Unknown:
-    if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+    if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP):  # a socket: the last two
         return Unknown(f"training.lock cannot be read: {error.strerror}")
     pid = parse_label(_read_small(directory, LABEL))
     if pid is not None and not isinstance(process.probe(pid), Gone):

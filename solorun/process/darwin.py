@@ -1,4 +1,6 @@
-"""macOS: processes through psutil and sysctl. Tested with injected answers; no Mac was at hand."""
+"""macOS: processes through psutil and sysctl. No Mac was at hand: tested with injected answers, and as a whole by
+`tests/guard/test_mac.py` on a Linux that has lost what a Mac does not have.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +53,13 @@ def _hardware_uuid() -> str:
 
 
 def here(sysctl: Callable[[str], str] = _sysctl, hardware: Callable[[], str] = _hardware_uuid) -> Here:
-    """This machine and boot; macOS has one PID namespace."""
+    """This machine and boot; macOS has one PID namespace.
+
+    A boot that is not told stays empty, and the start tokens, which are times, decide alone. The time of the boot would
+    move when the clock is set, and a live run would then look like one from before a restart.
+    """
     host = platform.node()
-    boot = sysctl("kern.bootsessionuuid") or sysctl("kern.boottime")
-    return Here(host, hardware() or host, boot, "")
+    return Here(host, hardware() or host, sysctl("kern.bootsessionuuid"), "")
 
 
 def _raw_start(pid: int) -> int:
@@ -84,7 +89,7 @@ def probe(pid: int, psutil: Any = None, raw_start: Callable[[int], int] = _raw_s
         return Gone()
     except ps.NoSuchProcess:
         return Gone()
-    except ps.AccessDenied:
+    except _refusals(ps):
         return Alive(None, None, "?")
     if status in (ps.STATUS_ZOMBIE, ps.STATUS_DEAD):
         return Gone()
@@ -96,11 +101,16 @@ def _letter(status: str, ps: Any) -> str:
     return known.get(status, "S")
 
 
+def _refusals(ps: Any) -> tuple[type[BaseException], ...]:
+    """What psutil raises for a process that is gone or hidden: the system's own error sometimes comes through bare."""
+    return (ps.Error, OSError, RuntimeError, SystemError)
+
+
 def _ask(pid: int, question: str, otherwise: Any, psutil: Any = None) -> Any:
     ps = psutil or _psutil()
     try:
         return getattr(ps.Process(pid), question)()
-    except ps.Error:
+    except _refusals(ps):
         return otherwise
 
 
@@ -131,7 +141,7 @@ def activity(pid: int, unseen: str, psutil: Any = None) -> Activity | None:  # n
             status, times, switches = process.status(), process.cpu_times(), process.num_ctx_switches()
     except ps.ZombieProcess:
         return Activity("Z", 0.0, 0)
-    except ps.Error:
+    except _refusals(ps):
         return None
     return Activity(_letter(status, ps), times.user + times.system, switches.voluntary + switches.involuntary)
 
@@ -212,7 +222,7 @@ def table(
                 terminal = process.terminal() is not None
         except (ps.NoSuchProcess, ps.ZombieProcess):
             continue
-        except ps.Error:
+        except _refusals(ps):
             if pid in listed:
                 rows.append(replace(listed[pid], started=raw_start(pid)))
             continue
@@ -325,6 +335,8 @@ def send(pid: int, started: int, number: int, psutil: Any = None, raw_start: Cal
 def path_of_descriptor(fd: int) -> str | None:
     """Where an open directory is now; None when it was deleted or cannot be told."""
     try:
-        return os.fsdecode(fcntl.fcntl(fd, _F_GETPATH, bytes(1024)).rstrip(b"\0"))
+        path = os.fsdecode(fcntl.fcntl(fd, _F_GETPATH, bytes(1024)).rstrip(b"\0"))
+        # Of a deleted one the kernel may still tell where it was, and another may stand there by now.
+        return path if os.path.samestat(os.stat(path), os.fstat(fd)) else None
     except OSError:
         return None

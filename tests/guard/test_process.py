@@ -417,8 +417,9 @@ def test_darwin_takes_no_such_process_and_zombies_for_dead(error: type[Exception
     assert darwin.probe(7, psutil_that_says(error=error)) == Gone()
 
 
-def test_darwin_takes_a_denied_process_for_alive() -> None:
-    assert darwin.probe(7, psutil_that_says(error=AccessDenied)) == Alive(None, None, "?")
+@pytest.mark.parametrize("error", [AccessDenied, PermissionError, RuntimeError, SystemError])
+def test_darwin_takes_a_denied_process_for_alive(error: type[Exception]) -> None:
+    assert darwin.probe(7, psutil_that_says(error=error)) == Alive(None, None, "?")
 
 
 def test_darwin_identifies_boot_and_machine() -> None:
@@ -427,10 +428,28 @@ def test_darwin_identifies_boot_and_machine() -> None:
     assert here == Here(here.host, "HW", "B-UUID", "")
 
 
-def test_darwin_falls_back_to_boot_time_and_host_name() -> None:
+def test_darwin_takes_no_boot_time_for_a_boot_since_that_moves_with_the_clock() -> None:
     answers = {"kern.bootsessionuuid": "", "kern.boottime": "{ sec = 1 }"}
     here = darwin.here(lambda name: answers[name], lambda: "")
-    assert here == Here(here.host, here.host, "{ sec = 1 }", "")
+    assert here == Here(here.host, here.host, "", "")
+
+
+def test_darwin_tells_where_a_directory_is_but_not_where_a_deleted_one_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr(darwin.fcntl, "fcntl", lambda *_question: os.fsencode(place).ljust(1024, b"\0"))
+    fd = os.open(place, os.O_RDONLY)
+    assert darwin.path_of_descriptor(fd) == str(place)
+    place.rmdir()
+    assert darwin.path_of_descriptor(fd) is None
+    place.mkdir()
+    (place / "other").mkdir()
+    held = os.open(place / "other", os.O_RDONLY)
+    assert darwin.path_of_descriptor(held) is None  # the kernel names a place where another directory stands
+    os.close(held)
+    os.close(fd)
 
 
 def test_darwin_reads_environment_command_and_memory() -> None:
@@ -445,13 +464,15 @@ def test_darwin_reads_environment_command_and_memory() -> None:
     assert (darwin.resident_bytes(7, ps), darwin.pids(ps)) == (4096, [1, 2])
 
 
-def test_darwin_says_nothing_of_a_process_that_may_not_be_looked_at() -> None:
+@pytest.mark.parametrize("error", [AccessDenied, PermissionError, RuntimeError, SystemError])
+def test_darwin_says_nothing_of_a_process_that_may_not_be_looked_at(error: type[Exception]) -> None:
     ps = psutil_that_says(
-        error=AccessDenied, environ={}, cmdline=[], cwd="", ppid=0, uids=SimpleNamespace(real=0), memory_info=None
+        error=error, environ={}, cmdline=[], cwd="", ppid=0, uids=SimpleNamespace(real=0), memory_info=None
     )
     assert darwin.environment_value(7, "SOLORUN_RUN_ID", ps) == ""
     assert (darwin.argv(7, ps), darwin.cwd(7, ps), darwin.parent(7, ps)) == ((), "", 0)
     assert (darwin.uid(7, ps), darwin.resident_bytes(7, ps)) == (None, 0)
+    assert darwin.activity(7, "keeper", ps) is None
     assert not darwin.has_open(7, 1, 2, ps)
 
 
