@@ -91,7 +91,8 @@ def in_background(plan: LaunchPlan, directory: Path, settings: Settings, turn: Q
         os.close(read)
         _go_into_background(plan, directory, settings, turn, write)
     os.close(write)
-    os.waitpid(child, 0)  # it only made the supervisor, in a session that has no terminal and never gets one
+    with contextlib.suppress(ChildProcessError):  # whoever started us ignores SIGCHLD: the kernel reaps it
+        os.waitpid(child, 0)  # it only made the supervisor, in a session that has no terminal and never gets one
     listener = Listener(read)
     try:
         return await_start(listener, lambda: not listener.closed)
@@ -183,12 +184,15 @@ def _wait_for_turn(ticket: waiting.Ticket, turn: Queued, directory: Path, settin
         if not ahead and not _is_held(directory):
             try:
                 turn.require_safe()
-                return claim(directory, time.time, settings.settle_s)
-            except (
-                Held,
-                NotSafe,
-            ) as there:  # it was quicker than we, what is left of a run lives on, or a device is used
+                made = claim(directory, time.time, settings.settle_s)
+            except (Held, NotSafe) as there:  # it was quicker, what is left of a run lives on, or a device is used
                 behind = there.what
+            else:
+                if ticket.redeem():
+                    return made
+                # Whoever takes the ticket away decides: what was told to be called off must not run after all.
+                made.lock.release()
+                raise _called_off(directory)
         else:
             behind = _who_is_there(directory, ahead)
         report = Waiting(len(ahead), behind, os.getpid())
@@ -197,7 +201,11 @@ def _wait_for_turn(ticket: waiting.Ticket, turn: Queued, directory: Path, settin
             told = report
         time.sleep(LOOK_EVERY_S)
         if ticket.is_called_off():
-            raise Held(f"the wait for {str(directory)!r} was called off", "start it again, with or without --wait")
+            raise _called_off(directory)
+
+
+def _called_off(directory: Path) -> Held:
+    return Held(f"the wait for {str(directory)!r} was called off", "start it again, with or without --wait")
 
 
 def _who_is_there(directory: Path, ahead: tuple[waiting.Waiter, ...]) -> str:

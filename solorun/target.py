@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import process
-from solorun.label import look, look_at, read_owner
+from solorun.grouping import solorun_verb
+from solorun.label import look_at, read_owner
 from solorun.lock import GUARD
 from solorun.members import members
 from solorun.owner import Alive, Foreign, Held, Owner, ProcessId, Unknown
@@ -21,6 +22,7 @@ from solorun.refusal import refusal
 _STARTING_S = 3.0
 _LOOK_EVERY_S = 0.5
 _ASKED_LATELY_S = 60.0
+_WRITING_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ def _sharers(directory: int) -> list[tuple[ProcessId, int]]:
     with contextlib.suppress(OSError):
         guard = os.stat(GUARD, dir_fd=directory, follow_symlinks=False)
         found += process.flock_sharers(guard.st_dev, guard.st_ino)
-    return found
+    # `solorun recover` holds the directory too, for as long as it tidies up: that is somebody's command, no run.
+    return [(one, taker) for one, taker in found if solorun_verb(process.argv(taker)) in ("", "start")]
 
 
 def _unrecorded(directory: Path, held: Held) -> Owner | None:
@@ -162,6 +165,7 @@ class Pursuit:
         self._clock = clock
         self._known: dict[ProcessId, None] = {}
         self._looked = float("-inf")
+        self._over_at = float("inf")
 
     def living(self) -> list[ProcessId]:
         """Live processes of the run, the supervisor left out: it ends by itself and writes down how."""
@@ -209,13 +213,12 @@ class Pursuit:
         if living:
             return living
         supervisor = self._target.owner.supervisor if self._target.owner else None
-        return [supervisor] if supervisor is not None and self._is_held_by(supervisor) else []
+        return [supervisor] if supervisor is not None and self._holds_on(supervisor) else []
 
-    def _is_held_by(self, supervisor: ProcessId) -> bool:
-        if not process.is_alive(supervisor):
-            return False
+    def _holds_on(self, supervisor: ProcessId) -> bool:
+        """Whether the supervisor has not let this run's directory go; it may live on a moment, to send notices."""
         try:
-            return isinstance(look(self._directory), Held) or self._is_of_this_run()
+            return process.is_alive(supervisor) and self._is_of_this_run()  # and not the next run's, which had waited
         except OSError:
             return False
 
@@ -270,5 +273,14 @@ class Pursuit:
         Raises:
             PermissionError: a process belongs to another user.
         """
-        for one in self.rest():
+        living = self.living()
+        for one in living or self._overdue():
             process.send(one, number)
+
+    def _overdue(self) -> list[ProcessId]:
+        """A supervisor that holds on although its run is over: it gets a moment to write down and tell how it ended."""
+        left = self.rest()
+        if not left:
+            return []
+        self._over_at = min(self._over_at, self._clock())
+        return left if self._clock() - self._over_at > _WRITING_S else []

@@ -136,6 +136,16 @@ class Ticket:
                 os.utime(self._path)
         return not os.path.lexists(self._path)
 
+    def redeem(self) -> bool:
+        """Give the place up because it is our turn. False when somebody took the ticket away first: a call-off."""
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError:  # what we cannot remove, nobody has called off
+            return True
+        return True
+
     def leave(self) -> None:
         """Give the place up, and clear away what dead waiters left."""
         with contextlib.suppress(OSError):
@@ -201,9 +211,13 @@ def call_off(directory: Path, pid: int | None) -> list[Waiter]:
     Raises:
         OSError: a ticket cannot be removed.
     """
-    called = [waiter for waiter in read_queue(directory) if pid in (None, waiter.process.pid)]
-    for waiter in called:
-        (directory / WAITING / waiter.ticket).unlink(missing_ok=True)
+    called = []
+    for waiter in read_queue(directory):
+        if pid not in (None, waiter.process.pid):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # its turn has come meanwhile: the ticket was its own to take
+            (directory / WAITING / waiter.ticket).unlink()
+            called.append(waiter)
     return called
 
 

@@ -7,17 +7,31 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from solorun import patience, process, stop
 from solorun.cli.main import main
-from solorun.owner import Alive
+from solorun.owner import Alive, encode_owner
 from solorun.patience import StopPolicy
 from solorun.stop import Killed, StillRunning, Stopped, WasNotRunning
+from solorun.target import Pursuit, Target
 
-from .stage import PYTHON, Child, Spawner, events, label_of, names, run_record, wait_until
+from .stage import (
+    HOLDING,
+    PYTHON,
+    Child,
+    Spawner,
+    a_dead_pid,
+    events,
+    label_of,
+    names,
+    owner_of,
+    run_record,
+    wait_until,
+)  # fmt: skip
 
 PATIENT = StopPolicy(graceful_s=20)
 
@@ -371,3 +385,58 @@ def test_a_mistake_in_the_settings_does_not_keep_a_run_from_being_stopped(spawn:
     assert told.wait() == 0
     assert "unknown key 'colour'" in told.text()
     assert "going on with the defaults" in told.text()
+
+
+def test_a_stop_is_over_when_the_next_run_is_in_though_the_old_guard_still_sends_notices(
+    spawn: Spawner, results: Path
+) -> None:
+    old, guard = (identity_of(spawn("sleep", "600")) for _ in range(2))
+    owner = owner_of(results, old, run_id="old", supervisor=guard)
+    next_run = spawn.python(HOLDING, results)
+    next_run.wait_for("holding")
+    process.send(old, signal.SIGKILL)
+    wait_until(lambda: not process.is_alive(old))
+    pursuit = Pursuit(results, Target("old", owner, ()), time.monotonic)
+    assert process.is_alive(guard)
+    assert pursuit.rest() == []
+    pursuit.signal(signal.SIGKILL)
+    assert process.is_alive(guard)
+    assert next_run.popen.poll() is None
+
+
+def test_a_guard_whose_run_was_killed_gets_a_moment_to_write_down_how_it_ended(spawn: Spawner, results: Path) -> None:
+    guard = identity_of(spawn("sleep", "600"))
+    owner = owner_of(results, process.ProcessId(process.here(), a_dead_pid(), 1), run_id="old", supervisor=guard)
+    (results / "training.owner.json").write_bytes(encode_owner(owner))
+    now = [0.0]
+    pursuit = Pursuit(results, Target("old", owner, ()), lambda: now[0])
+    assert pursuit.rest() == [guard]
+    pursuit.signal(signal.SIGKILL)
+    assert process.is_alive(guard)
+    now[0] = 60.0
+    pursuit.signal(signal.SIGKILL)
+    wait_until(lambda: not process.is_alive(guard))
+
+
+TIDYING = """
+import sys, time
+from solorun import lock
+held = lock.seize(sys.argv[1])
+print("seized", flush=True)
+time.sleep(600)
+"""
+
+
+def test_somebody_elses_recovery_that_holds_the_directory_is_no_run_to_stop(spawn: Spawner, results: Path) -> None:
+    program = spawn.program("solorun", TIDYING.replace("sys.argv[1]", "sys.argv[2]"))
+    recovery = spawn(sys.executable, program, "recover", results)
+    recovery.wait_for("seized")
+    assert stop.stop(results, StopPolicy(0.5)) == WasNotRunning()
+    assert recovery.popen.poll() is None
+
+
+def identity_of(child: Child) -> process.ProcessId:
+    found = process.identify(child.pid)
+    assert found is not None
+    reaped(child)
+    return found

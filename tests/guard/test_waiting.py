@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from solorun import process, waiting
-from solorun.errors import NotSafe
+from solorun.claim import Claim, claim
+from solorun.errors import Held, NotSafe
 from solorun.handshake import Report, Waiting
-from solorun.launch import plan_command
+from solorun.launch import LaunchPlan, plan_command
 from solorun.owner import Here
 from solorun.settings import Settings
 from solorun.start import Queued, in_foreground
@@ -212,3 +214,38 @@ def test_a_turn_is_not_taken_while_the_device_is_used(results: Path) -> None:
     ended = in_foreground(plan, results, Settings(), Queued(require_safe), Audience(None, told.append))
     assert (ended.exit_code, asked) == (0, 3)
     assert [one.behind for one in told if isinstance(one, Waiting)] == ["cuda 0 is used by PID 77"]
+
+
+def test_a_ticket_is_taken_by_its_owner_or_by_a_call_off_and_never_by_both(results: Path) -> None:
+    for called_off_first in (True, False):
+        ticket = waiting.join(results, ("train",), time.time())
+        if called_off_first:
+            assert len(waiting.call_off(results, None)) == 1
+        assert ticket.redeem() is not called_off_first
+        assert waiting.call_off(results, None) == []
+        ticket.leave()
+
+
+def test_a_call_off_that_comes_as_a_start_gets_in_is_kept(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def claimed_as_it_is_called_off(*arguments: Any) -> Claim:
+        made = claim(*arguments)
+        assert len(waiting.call_off(results, None)) == 1
+        return made
+
+    monkeypatch.setattr("solorun.start.claim", claimed_as_it_is_called_off)
+    plan = LaunchPlan(("true",), results, {}, "foreground")
+    with pytest.raises(Held, match="called off"):
+        in_foreground(plan, results, Settings(), Queued(lambda: None), Audience(None))
+    monkeypatch.undo()
+    claim(results, time.time).lock.release()  # it is free again
+    assert "events.jsonl" not in names(results)
+
+
+def test_who_called_a_start_off_that_had_just_got_in_is_told_that_it_was_too_late(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = waiting.join(results, ("train",), time.time())
+    seen = waiting.read_queue(results)
+    assert ticket.redeem()
+    monkeypatch.setattr(waiting, "read_queue", lambda _directory: seen)
+    assert waiting.call_off(results, None) == []
