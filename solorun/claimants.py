@@ -23,6 +23,8 @@ from solorun.rundir import ARCHIVE, MARKS, WAITING
 _DEFAULT = re.compile(r"(?:^|/)train_kssm_(v\d+)\w*\.py$|^kssm train (v\d+)$", re.ASCII)
 """The procedure's trainers, whose default is results/kssm_VERSION below their working directory."""
 
+LOCKED = "it holds the kernel's lock on the directory"
+
 _READS = re.compile(r"resume|init|from|load|teacher|pretrain|data|eval|compare", re.IGNORECASE)
 
 
@@ -50,12 +52,22 @@ def find(directory: Path, now: float) -> tuple[Claimant, ...]:
     mine = _caller(everyone)
     run_ids = frozenset(filter(None, (owner.run_id if owner else "", last.run_id if last else "")))
     for holder in process.flock_holders(facts.st_dev, facts.st_ino):
-        named.setdefault(holder.pid, []).append("it holds the kernel's lock on the directory")
+        named.setdefault(holder.pid, []).append(LOCKED)
     place = os.path.realpath(directory)
     seen = [one for one in everyone if one.row.pid not in mine and not _is_our_pipe(one)]
     marks = {one.row.pid: marked for one in seen if (marked := _marks(one, place, named, run_ids)) is not None}
+    for pid in _on_their_way(everyone, marks, owner):
+        del marks[pid]
     left = frozenset(pid for pid in marks if dead and process.system.group(pid) == dead)
     return group(everyone, marks, owner, mine, now, left)
+
+
+def _on_their_way(everyone: Iterable[Seen], marks: Mapping[int, Marks], owner: Owner | None) -> list[int]:
+    """Starts that have the kernel's lock for an instant, to see whether it is their turn: they write nothing yet."""
+    parents = {one.row.parent for one in everyone}
+    guard = owner.supervisor.pid if owner and owner.supervisor else 0
+    starts = (one for one in everyone if solorun_verb(one.row.argv) == "start" and one.row.pid not in parents | {guard})
+    return [one.row.pid for one in starts if one.row.pid in marks and marks[one.row.pid].why == (LOCKED,)]
 
 
 def _named(fd: int, owner: Owner | None) -> dict[int, list[str]]:

@@ -185,8 +185,11 @@ def _with_descendants(tree: set[int], table: Mapping[int, Seen], run_id: str) ->
         children.setdefault(one.row.parent, []).append(pid)
     members, front = set(tree), list(tree)
     while front:
-        for child in children.get(front.pop(), ()):
-            if child not in members and table[child].run_id in ("", run_id):
+        parent = front.pop()
+        # A guard has adopted whatever daemons its command left, a tmux server among them, and couriers of its own.
+        usual = {run_id} - {""} if solorun_verb(table[parent].row.argv) == "start" else {"", run_id}
+        for child in children.get(parent, ()):
+            if child not in members and table[child].run_id in usual:
                 members.add(child)
                 front.append(child)
     return members

@@ -21,7 +21,10 @@ class LogFile:
     """
 
     def __init__(self, directory: int) -> None:
-        self.fd = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666, dir_fd=directory)
+        # O_NONBLOCK: a FIFO of this name would wait for a reader for ever, while the directory is locked.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+        self.fd = os.open(LOG, flags, 0o666, dir_fd=directory)
+        os.set_blocking(self.fd, True)  # the command writes here too, and must not meet EAGAIN
         self.is_stdout = _same_file(self.fd, 1)
         """Under a supervisor the standard output already is the log: what is printed must not be logged again."""
 

@@ -32,7 +32,7 @@ class Mirror:
     """
 
     def __init__(self, directory: int, start: int, output: int) -> None:
-        self._log = os.open(LOG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        self._log = os.open(LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
         self._position = start
         self._own = _reopened_terminal(output)
         self._output = output if self._own < 0 else self._own
@@ -45,6 +45,8 @@ class Mirror:
                 if not self._is_ready():
                     return False
                 self._position += os.write(self._output, data)
+            # Emptied by hand, it grows from its beginning again.
+            self._position = min(self._position, os.fstat(self._log).st_size)
         except BlockingIOError:
             return False
         except OSError:  # the terminal is gone; the run goes on

@@ -40,6 +40,8 @@ class Signals:
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda _n, _f: None)
         # In the background of its own terminal the supervisor still writes to it and takes it back at the end.
         self._before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        # A launcher may leave them blocked: then neither we nor the command, which inherits that, could be stopped.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_FOR_THE_RUN, signal.SIGCHLD))
 
     @property
     def ignores_hangup(self) -> bool:

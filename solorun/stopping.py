@@ -51,6 +51,7 @@ class StopRequest:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._before[number] = signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE)  # a launcher may leave them blocked
         _listening.add(self)
 
     def forget(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from solorun.errors import BadUsage, DirectoryProblem
 from solorun.handshake import Listener, Waiting
-from solorun.launch import SOCKET_VARIABLE, LaunchPlan, TmuxSession
+from solorun.launch import OWN_VARIABLES, SOCKET_VARIABLE, LaunchPlan, TmuxSession
 from solorun.start import Started, await_start
 
 _ENVIRONMENT = "environment.json"
@@ -129,10 +129,12 @@ def enter_command(session: TmuxSession, environment: Mapping[str, str]) -> tuple
 def _tmux(*words: str, socket: str = "") -> subprocess.CompletedProcess[str]:
     socket = socket or os.environ.get(SOCKET_VARIABLE, "")
     command = ["tmux", *(("-S", socket) if socket else ()), *words]
+    # A server that is started here outlives every run, and other sessions live in it: it belongs to none of them.
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
     try:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S,
-            check=False,
+            check=False, env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"it did not answer within {_TIMEOUT_S:g} s")

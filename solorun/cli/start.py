@@ -15,7 +15,8 @@ from pathlib import Path
 from solorun.cli.places import current_settings
 from solorun.cli.render import typed
 from solorun.handshake import Report, Waiting, failure, teller
-from solorun.launch import SOCKET_VARIABLE, LaunchPlan, Mode, TmuxSession, plan_command
+from solorun.hold import LOCK_VARIABLE
+from solorun.launch import OWN_VARIABLES, SOCKET_VARIABLE, LaunchPlan, Mode, TmuxSession, plan_command
 from solorun.settings import Settings
 from solorun.sharing import SHARE_VARIABLE
 from solorun.start import Queued, Started, ended_line, in_background, in_foreground, waiting_line
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the command; in the foreground its exit status, else 0 when it holds the directory or waits for it."""
+    if arguments.background:
+        _leave_the_run_around_us()
     settings = current_settings()
     directory = Path(arguments.directory)
     mode: Mode = "background" if arguments.background else "tmux" if arguments.tmux or arguments.pane else "foreground"
@@ -61,6 +64,18 @@ def run(arguments: argparse.Namespace) -> int:
     ended = in_foreground(plan, directory, settings, turn, audience)
     _say(ended_line(ended))
     return ended.exit_code
+
+
+def _leave_the_run_around_us() -> None:
+    """Begin anew without the marks of the run that this is typed in.
+
+    What goes on by itself is no part of it: the run around us would be held until ours ends, and a stop would end both.
+    """
+    if any(name in os.environ for name in OWN_VARIABLES):
+        with contextlib.suppress(OSError, ValueError):  # the run's lock, which a trainer of it would adopt
+            os.set_inheritable(int(os.environ.get(LOCK_VARIABLE, "")), False)
+        environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - no shell on purpose
 
 
 def _turn(plan: LaunchPlan, directory: Path, settings: Settings, *, wait: bool) -> Queued | None:

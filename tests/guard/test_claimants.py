@@ -213,3 +213,27 @@ def test_a_recycled_label_and_a_record_of_a_copy_name_nobody(spawn: Spawner, res
     record = owner_of(other, identity)
     (results / "training.owner.json").write_bytes(encode_owner(record))
     assert find(results, time.time()) == ()
+
+
+def test_daemons_and_couriers_that_a_guard_has_adopted_are_not_of_its_run() -> None:
+    table = (
+        seen(10, 1, "python3 -m solorun start r -- python3 train.py"), seen(11, 10, run_id="A"),
+        seen(12, 10, "tmux new-session"), seen(13, 10, "python3 -c courier"), seen(14, 11, "python3 helper.py"),
+    )  # fmt: skip
+    (one,) = group(table, {10: WHY, 11: WHY}, None, frozenset(), 0.0)
+    assert [member.pid for member in one.members] == [10, 11, 14]
+
+
+LOOKING = """
+import sys, time
+from solorun import lock
+held = lock.seize(sys.argv[2])
+print("seized", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_start_that_looks_whether_it_is_its_turn_is_no_claimant(spawn: Spawner, results: Path) -> None:
+    looking = spawn(sys.executable, spawn.program("solorun", LOOKING), "start", results)
+    looking.wait_for("seized")
+    assert find(results, time.time()) == ()

@@ -56,3 +56,19 @@ def test_what_was_printed_reaches_a_terminal_whole(results: Path, terminal: Call
     assert shown.wait() == 0
     lines = [line for line in shown.seen.splitlines() if line.startswith("line ")]
     assert lines == [f"line {n}" for n in range(20_000)]
+
+
+def test_a_log_that_is_emptied_by_hand_goes_on_being_copied(results: Path, fd: int) -> None:
+    log = results / "training.log"
+    log.write_text("a long first line\n")
+    read, write = os.pipe()
+    mirror = Mirror(fd, 0, write)
+    assert mirror.copy()
+    log.write_text("")
+    assert mirror.copy()  # looked at while it is empty, as a tick does
+    log.write_text("anew\n")
+    assert mirror.copy()
+    assert os.read(read, 1 << 16) == b"a long first line\nanew\n"
+    mirror.close()
+    os.close(read)
+    os.close(write)
