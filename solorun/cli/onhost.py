@@ -17,7 +17,7 @@ FLAG = "--host"
 _DRAWN_HERE = "status"
 _SILENT = frozenset({"check", "logs", "stop", "history"})
 """Verbs that read nothing: a caller's `while read` loop keeps its list."""
-_WITH_ADVICE = frozenset({3, 4, 5, 7})
+_WITH_ADVICE = frozenset({1, 3, 4, 5, 7})
 
 
 def take(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -85,9 +85,16 @@ def run(name: str, words: Sequence[str], command: Sequence[str] | None) -> int:
         _note(f"left host {shown}; a run in the foreground there is asked to stop: solorun status --host {shown}")
     elif ended.note:
         _note(ended.note)
-    elif (_verb(words) == "start" and not foreground) or (_verb(words) != "start" and ended.code in _WITH_ADVICE):
+    elif _gave_advice(_verb(words), ended.code, foreground=foreground):
         _note(f"this was host {shown}: what is advised above needs --host {shown}")
     return ended.code
+
+
+def _gave_advice(verb: str, code: int, *, foreground: bool) -> bool:
+    """Whether commands may have been shown that work over there only."""
+    if verb == "start":
+        return not foreground
+    return code in _WITH_ADVICE or (verb, code) in (("attach", 0), ("recover", 2))
 
 
 def beyond(words: Sequence[str], *ours: str) -> list[str]:

@@ -60,8 +60,19 @@ def run(arguments: argparse.Namespace) -> int:
 
         session, what = start_in_session(plan, directory, wait=arguments.wait)
         return _report(what, directory, session, arguments.json)
-    audience = Audience(sys.stdout.fileno(), _tell_waiting)
-    ended = in_foreground(plan, directory, settings, turn, audience)
+    reports: list[Report] = []
+
+    def told(report: Report) -> None:
+        reports.append(report)
+        _tell_waiting(report)
+
+    audience = Audience(sys.stdout.fileno(), told)
+    try:
+        ended = in_foreground(plan, directory, settings, turn, audience)
+    except KeyboardInterrupt:
+        if reports and isinstance(reports[-1], Waiting):  # it never came to hold the directory
+            _say("called off; nothing was started")
+        raise
     _say(ended_line(ended))
     return ended.exit_code
 
@@ -158,9 +169,11 @@ def _lines(what: Started | Waiting, where: str, session: TmuxSession | None) -> 
         ]
     held = what.holding
     if what.over is not None:
+        said = "its last lines:" if what.over.lines else "it wrote nothing"
         return [
-            f"{where}: {what.over.state} at once, exit status {what.over.exit_code}; its last lines:",
+            f"{where}: {what.over.state} at once, exit status {what.over.exit_code}; {said}",
             *(f"  | {line}" for line in what.over.lines),
+            f"  next: solorun history -n 1 {where}",
         ]
     live = [f"  live:  {_attach_line(session)}   (leave with Ctrl-b d)"] if session else []
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from solorun.errors import BadUsage, SolorunError, directory_problem, explain
 from solorun.errors import StillRunning as NotEnded
 from solorun.owner import Alive
 from solorun.patience import StopPolicy
-from solorun.rundir import CheckpointFile
+from solorun.rundir import CheckpointFile, is_results_directory
 from solorun.runstate import Hung, Silent, detail
 from solorun.settings import Settings
 from solorun.status import examine, wall_clock
@@ -62,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(as_row(result), indent=1), flush=True)
     elif not isinstance(result, StillRunning):
         print(f"{where}: {_words(result)}")
+        if isinstance(result, WasNotRunning) and not is_results_directory(set(os.listdir(directory))):
+            print("  and none was ever in this directory; those there are: solorun status")
     if isinstance(result, StillRunning):
         raise _not_ended(directory, where, result, settings, killed=arguments.kill)
     return 0

@@ -93,6 +93,12 @@ def test_it_survives_a_closed_terminal_and_its_hangup(
     assert "last words" in (results / "training.log").read_text()
 
 
+def test_a_command_that_dies_without_a_word_is_told_so(spawn: Spawner, results: Path) -> None:
+    child = background(spawn, results, "sh", "-c", "kill -9 $$")
+    assert child.wait() == 137
+    assert "killed at once, exit status 137; it wrote nothing" in child.text()
+
+
 def test_a_command_that_fails_at_once_is_told_with_its_first_error_lines_and_its_status(
     spawn: Spawner, results: Path
 ) -> None:
@@ -100,6 +106,7 @@ def test_a_command_that_fails_at_once_is_told_with_its_first_error_lines_and_its
     assert child.wait() == 1
     assert "crashed at once, exit status 1; its last lines:" in child.text()
     assert "| ModuleNotFoundError: No module named 'no_such_module'" in child.text()
+    assert f"next: solorun history -n 1 {results}" in child.text()
     assert label_of(results) == 0
 
 

@@ -193,7 +193,12 @@ def test_the_verbs_work_without_a_run(say: Say, tmp_path: Path) -> None:
         0, "directories     no run was ever here", "safe to start",
     )  # fmt: skip
     (tmp_path / "r").mkdir()
+    assert say("stop", "r").out == (
+        "r: no run to stop\n  and none was ever in this directory; those there are: solorun status\n"
+    )
+    (tmp_path / "r" / "run.json").touch()
     assert say("stop", "r").out == "r: no run to stop\n"
+    (tmp_path / "r" / "run.json").unlink()
     said = say("logs", "r")
     assert (said.code, said.err) == (1, "no log in r yet\n")
 

@@ -148,6 +148,7 @@ def test_ctrl_c_at_the_terminal_calls_the_wait_off(
     shown.wait_for("Ctrl-C calls it off")
     shown.type(b"\x03")
     assert shown.wait() == 130
+    assert "solorun: called off; nothing was started" in shown.seen
     assert "Traceback" not in shown.seen
     assert not (results / "waiting").exists()
     assert label_of(results) == first.pid

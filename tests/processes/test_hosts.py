@@ -109,6 +109,12 @@ def test_p20_status_check_logs_and_stop_of_a_run_on_another_host(near: Near) -> 
     said = near.says("check", "--host", "box", "results/a", code=4)
     assert "NOT SAFE  results/a" in said
     assert "this was host box: what is advised above needs --host box" in said
+    (near.project / "results/torn").mkdir()
+    (near.project / "results/torn/checkpoint_1.safetensors").touch()
+    for words, code in ((("recover", "results/torn"), 2), (("attach", "results/torn"), 1)):
+        said = near.says(*words, "--host", "box", code=code)
+        assert "next:" in said
+        assert "what is advised above needs --host box" in said
     assert "held by PID" in near.says("start", "--host", "box", "results/a", "--", "true", code=3)
     assert "results/a: stopped" in near.says("--host", "box", "stop", "results/a")
     assert run_record(directory)["state"] == "interrupted"
