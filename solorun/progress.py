@@ -19,6 +19,8 @@ SIZE = 256
 _RECENT = 50
 _FADE = 0.98
 _LONGEST_WORD = 24
+_AGAIN_S = (0.0, 0.001, 0.002, 0.004)
+"""Pauses between looks at a line that is half the old and half the new one: its writer was interrupted in mid-write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +171,12 @@ def read_progress(directory: int) -> Progress | None:
     except OSError:
         return None
     try:
-        for _ in range(3):
-            found = decode(os.pread(fd, SIZE, 0))
-            if found is not None:
+        for pause_s in _AGAIN_S:
+            line = os.pread(fd, SIZE, 0)
+            found = decode(line)
+            if found is not None or len(line) != SIZE:
                 return found
+            time.sleep(pause_s)
     except OSError:
         return None
     finally:

@@ -54,7 +54,8 @@ def test_the_published_training(name: str) -> None:
 def test_metrics_lines_have_the_frozen_keys(name: str, tmp_path: Path, cache: Path) -> None:
     command = [sys.executable, "-m", "kssm", "train", name, *QUICK, "--max-steps", "4", "--eval-interval", "2"]
     command += ["--log-interval", "1", "--output-dir", str(tmp_path)]
-    environment = {"PATH": "/usr/bin:/bin", "KSSM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    own = {"SOLORUN_STATE": str(tmp_path / "state")}  # else a person would find the test among their own runs
+    environment = {"PATH": "/usr/bin:/bin", "KSSM_CACHE": str(cache), "OMP_NUM_THREADS": "1", **own}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

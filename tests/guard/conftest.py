@@ -12,6 +12,8 @@ import pytest
 
 from solorun import process
 
+from .stage import Spawner
+
 
 @pytest.fixture(autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -34,13 +36,14 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def open_results() -> Iterator[Path]:
+def open_results(spawn: Spawner) -> Iterator[Path]:
     """A results directory that any user can reach."""
     top = Path(tempfile.mkdtemp(prefix="solorun-test-"))
     top.chmod(0o755)
     path = top / "mine"
     path.mkdir()
     yield path
+    spawn.end()  # what still writes there would keep it from being removed
     shutil.rmtree(top)
 
 

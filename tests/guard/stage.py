@@ -26,6 +26,12 @@ MARK = "SOLORUN_TEST_MARK"
 PYTHON = shlex.quote(sys.executable)
 """For lines that a shell reads: a checkout may lie under a path with spaces."""
 
+
+def quoted(path: Path) -> str:
+    """A path for a line that a shell reads."""
+    return shlex.quote(str(path))
+
+
 NOBODY = 65534
 DEADLINE_S = 20.0
 

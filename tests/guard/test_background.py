@@ -21,6 +21,7 @@ from .stage import (
     events,
     label_of,
     names,
+    quoted,
     run_record,
     snapshot,
     wait_until,
@@ -79,7 +80,8 @@ def test_it_survives_a_closed_terminal_and_its_hangup(
 ) -> None:
     program = spawn.program("trainer.py", PRINTING)
     shell = terminal("sh", "-i")
-    shell.type(f"{PYTHON} -m solorun start {results} --background -- {PYTHON} {program} {results}\n".encode())
+    place = quoted(results)
+    shell.type(f"{PYTHON} -m solorun start {place} --background -- {PYTHON} {quoted(program)} {place}\n".encode())
     shell.wait_for("stop:  solorun stop")
     pid = label_of(results)
     supervisor = supervisor_of(results)

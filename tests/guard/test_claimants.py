@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -31,12 +32,12 @@ def test_a_training_command_that_names_the_directory_is_told_from_everything_els
     place = str(tmp_path / "results" / "kssm_v3")
     cwd = str(tmp_path)
     into = (
-        "python3 train.py results/kssm_v3", f"python3 -u pretrain_gpt.py --out {place}", "kssm train v3",
+        "python3 train.py results/kssm_v3", f"python3 -u pretrain_gpt.py --out {shlex.quote(place)}", "kssm train v3",
         "python3 train.py --output_dir=results/kssm_v3/", "python3 kssm/train_kssm_v3.py --resume",
         "torchrun --nproc 2 train.py results/kssm_v3", "python -m kssm train v3 --size tiny",
     )  # fmt: skip
     for line in into:
-        assert trains_into(tuple(line.split()), cwd, place), line
+        assert trains_into(tuple(shlex.split(line)), cwd, place), line
     elsewhere = (
         "python3 train.py results/other", "tail -f results/kssm_v3/training.log", "python3 plot.py results/kssm_v3",
         "tensorboard --logdir results/kssm_v3", "kssm sample results/kssm_v3", "less results/kssm_v3/training.log",
@@ -45,7 +46,7 @@ def test_a_training_command_that_names_the_directory_is_told_from_everything_els
         "python3 train.py --resume=results/kssm_v3 --out results/b",
     )  # fmt: skip
     for line in elsewhere:
-        assert not trains_into(tuple(line.split()), cwd, place), line
+        assert not trains_into(tuple(shlex.split(line)), cwd, place), line
 
 
 def test_relative_words_count_from_the_process_own_directory_and_from_none_that_is_unknown(tmp_path: Path) -> None:

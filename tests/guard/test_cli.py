@@ -20,7 +20,7 @@ from solorun.preflight import judge, look
 from solorun.settings import Settings
 from solorun.wording import shell_word
 
-from .stage import HOLDING, PYTHON, Spawner, Terminal, a_dead_pid, as_nobody, label_of, names, wait_until
+from .stage import HOLDING, PYTHON, Spawner, Terminal, a_dead_pid, as_nobody, label_of, names, quoted, wait_until
 
 
 @dataclass
@@ -356,7 +356,7 @@ def test_stop_exits_5_when_the_run_still_runs_and_names_the_harder_way(spawn: Sp
     stop = spawn.solorun("stop", results, "--grace", "0.2")
     assert stop.wait() == 5
     assert f"still running after 0.2 s, phase unknown, PID {child.pid}" in stop.text()
-    assert f"next: wait longer, or end it hard: solorun stop --kill {results}" in stop.text()
+    assert f"next: wait longer, or end it hard: solorun stop --kill {quoted(results)}" in stop.text()
 
 
 def test_start_refused_exits_3_at_once(spawn: Spawner, results: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_reader_that_leaves_early_gets_no_complaint(spawn: Spawner, tmp_path: 
 
 
 def test_a_command_with_its_output_closed_has_no_traceback(spawn: Spawner, results: Path) -> None:
-    for line in ("status >&-", "check >&-", f"logs {results} >&-", f"stop {results} >&- <&-"):
+    for line in ("status >&-", "check >&-", f"logs {quoted(results)} >&-", f"stop {quoted(results)} >&- <&-"):
         child = spawn("sh", "-c", f"{PYTHON} -m solorun {line}", cwd=results.parent.parent)
         child.wait()
         assert "Traceback" not in child.text(), line

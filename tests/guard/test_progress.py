@@ -229,6 +229,15 @@ def test_a_full_disk_costs_the_beat_and_never_raises(fd: int) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
 
 
+def test_a_line_whose_writer_is_interrupted_for_a_moment_is_read_again(
+    fd: int, beat: Heartbeat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat.advance(1, 2)
+    real, looks = os.pread, iter((b"9", b"9"))  # the first byte belongs to another line, twice
+    monkeypatch.setattr(os, "pread", lambda *what: (torn := next(looks, b"")) + real(*what)[len(torn) :])
+    assert seen(fd).step == 1
+
+
 def test_a_reader_that_looks_all_the_time_never_sees_a_torn_line(fd: int, beat: Heartbeat) -> None:
     pid = os.fork()
     if pid == 0:

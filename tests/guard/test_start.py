@@ -18,7 +18,7 @@ from solorun.errors import BadUsage, DirectoryProblem
 from solorun.launch import plan_command
 from solorun.lock import Busy, enter
 
-from .stage import PYTHON, Child, Spawner, Terminal, events, label_of, names, run_record, snapshot, wait_until
+from .stage import PYTHON, Child, Spawner, Terminal, events, label_of, names, quoted, run_record, snapshot, wait_until
 
 LOG = "training.log"
 
@@ -229,7 +229,7 @@ def test_the_log_is_complete_and_the_terminal_copy_too(spawn: Spawner, results: 
 
 def test_a_reader_that_leaves_costs_the_copy_and_not_the_run(spawn: Spawner, results: Path) -> None:
     command = "echo one; sleep 0.3; echo two; sleep 0.3; echo three"
-    line = f"{PYTHON} -m solorun start {results} -- sh -c '{command}' | head -n 1"
+    line = f"{PYTHON} -m solorun start {quoted(results)} -- sh -c '{command}' | head -n 1"
     child = spawn("sh", "-c", line)
     child.wait()
     wait_until(lambda: "Released lock" in log(results))
@@ -249,7 +249,7 @@ def test_under_nohup_a_hangup_stops_nothing(spawn: Spawner, results: Path) -> No
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_with_closed_streams_it_works_all_the_same(spawn: Spawner, results: Path, closed: str) -> None:
-    line = f"{PYTHON} -m solorun start {results} -- sh -c 'echo out; echo err >&2; cat; exit 4' {closed}"
+    line = f"{PYTHON} -m solorun start {quoted(results)} -- sh -c 'echo out; echo err >&2; cat; exit 4' {closed}"
     child = spawn("sh", "-c", line)
     assert child.wait() == 4, child.text()
     assert "out\nerr\n" in log(results)
@@ -380,7 +380,7 @@ def test_in_an_interactive_shell_a_run_ends_and_gives_the_terminal_back(
     terminal: Callable[..., Terminal], results: Path
 ) -> None:
     shell = interactive_shell(terminal)
-    shell.type(f"{PYTHON} -m solorun start {results} -- sh -c 'exit 4'; echo status=$?\n".encode())
+    shell.type(f"{PYTHON} -m solorun start {quoted(results)} -- sh -c 'exit 4'; echo status=$?\n".encode())
     shell.wait_for("status=4")
     shell.type(b"exit 0\n")
     assert shell.wait() == 0
@@ -392,7 +392,7 @@ def test_ctrl_c_in_an_interactive_shell_ends_the_run_and_gives_the_terminal_back
     shell = interactive_shell(terminal)
     program = results.parent / "t.py"
     program.write_text(WAITING)
-    shell.type(f"{PYTHON} -m solorun start {results} -- {PYTHON} {program}; echo status=$?\n".encode())
+    shell.type(f"{PYTHON} -m solorun start {quoted(results)} -- {PYTHON} {quoted(program)}; echo status=$?\n".encode())
     shell.wait_for("ready")
     shell.type(b"\x03")
     shell.wait_for("exit status 0")
@@ -408,7 +408,7 @@ def test_ctrl_z_suspends_both_and_both_go_on(terminal: Callable[..., Terminal], 
     code = "import time; print('ready', flush=True); time.sleep(1); print('to its end', flush=True)"
     program = results.parent / "t.py"
     program.write_text(code)
-    shell.type(f"{PYTHON} -m solorun start {results} -- {PYTHON} {program}\n".encode())
+    shell.type(f"{PYTHON} -m solorun start {quoted(results)} -- {PYTHON} {quoted(program)}\n".encode())
     shell.wait_for("ready")
     shell.type(b"\x1a")
     shell.wait_for("Stopped")

@@ -31,6 +31,7 @@ from .stage import (
     label_of,
     names,
     owner_of,
+    quoted,
     run_record,
     wait_until,
 )
@@ -341,7 +342,7 @@ def test_a_shell_wrapper_around_a_trainer_is_stopped_whole(spawn: Spawner, resul
 
 def test_a_guarded_command_is_stopped_with_its_foreground_child(spawn: Spawner, results: Path) -> None:
     program = spawn.program("sleeper.py", "import time; print('ready', flush=True); time.sleep(600)")
-    child = supervised(spawn, results, "sh", "-c", f"{PYTHON} {program}; exit 3")
+    child = supervised(spawn, results, "sh", "-c", f"{PYTHON} {quoted(program)}; exit 3")
     reaped(child)
     assert isinstance(stop.stop(results, PATIENT), Stopped)
     child.wait()

@@ -29,6 +29,7 @@ from .stage import (
     label_of,
     names,
     owner_of,
+    quoted,
     run_record,
     wait_until,
 )  # fmt: skip
@@ -309,7 +310,7 @@ def test_of_a_script_of_two_trainers_the_second_is_stopped_with_its_save(spawn: 
             print("saved", sys.argv[2], flush=True)
     """
     program = spawn.program("two.py", code)
-    script = f"{PYTHON} {program} {results} one; {PYTHON} {program} {results} two"
+    script = f"{PYTHON} {quoted(program)} {quoted(results)} one; {PYTHON} {quoted(program)} {quoted(results)} two"
     child = spawn.solorun("start", results, "--", "sh", "-c", script)
     wait_until(lambda: "ready one" in child.text() and "adopted" in events(results))
     reaped(child)

@@ -17,7 +17,7 @@ from solorun import process
 from solorun.launch import TmuxSession
 from solorun.tmux import enter_command, session_name
 
-from .stage import Child, Spawner, Terminal, events, label_of, run_record, wait_until
+from .stage import Child, Spawner, Terminal, events, label_of, quoted, run_record, wait_until
 
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
@@ -94,7 +94,7 @@ def test_a_run_lives_in_a_session_of_its_directory_with_the_callers_environment(
     child = tmux.start(results)
     assert child.wait() == 0, child.text()
     name = session_name(results)
-    assert f"live:  tmux -S {tmux.socket} attach -t {name}" in child.text()
+    assert f"live:  tmux -S {quoted(tmux.socket)} attach -t {name}" in child.text()
     assert name in tmux("list-sessions")
     wait_until(lambda: "greeting: good morning" in tmux.screen(results))
     assert label_of(results) == json.loads((results / "training.owner.json").read_text())["process"]["pid"]

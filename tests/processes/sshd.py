@@ -21,9 +21,9 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/l
 SERVER = """\
 Port {port}
 ListenAddress {address}
-HostKey {place}/host_key
-PidFile {place}/sshd.pid
-AuthorizedKeysFile {place}/authorized_keys
+HostKey "{place}/host_key"
+PidFile "{place}/sshd.pid"
+AuthorizedKeysFile "{place}/authorized_keys"
 StrictModes no
 UsePAM no
 PasswordAuthentication no
@@ -40,10 +40,10 @@ Host {name}
     Port {port}
 Host *
     User {user}
-    IdentityFile {place}/user_key
+    IdentityFile "{place}/user_key"
     IdentitiesOnly yes
     IdentityAgent none
-    UserKnownHostsFile {place}/known_hosts
+    UserKnownHostsFile "{place}/known_hosts"
     GlobalKnownHostsFile /dev/null
     StrictHostKeyChecking yes
     LogLevel ERROR

@@ -93,7 +93,7 @@ def test_a_second_sigint_leaves_at_once_with_no_torn_file_and_the_lock_free(trai
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     # The second one must come while the first is still being answered; the run may be quicker than that.
-    until(lambda: process.poll() is not None or _answers(tmp_path), 10, 0.001)
+    until(lambda: process.poll() is not None or _answers(tmp_path), 60, 0.001)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130

@@ -14,7 +14,7 @@ import pytest
 
 from tests.guard.stage import Spawner
 from tests.processes.conftest import ROOT
-from tests.processes.sshd import SSHD, Server, settings_file, short_place
+from tests.processes.sshd import Server, settings_file, short_place, why_no_server
 
 HANDBOOK = (ROOT / "docs" / "procedure.md").read_text()
 CLAUSES = [f"P{number}" for number in range(1, 27)]
@@ -68,7 +68,7 @@ def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "'\\''") + "'"
 
 
-@pytest.mark.skipif(SSHD is None, reason="no sshd: apt-get install openssh-server")
+@pytest.mark.skipif(bool(why_no_server()), reason=why_no_server())
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 def test_every_shell_block_of_the_handbook_works_in_order(
     spawn: Spawner, project: Path, cache: Path, tmp_path: Path

@@ -91,7 +91,7 @@ def test_a_loop_that_logs_retries_is_silent_however_fresh_its_log(start: Start, 
     start("while True: run.log('cannot reach the store, trying again'); time.sleep(0.05)")
     row = named(tmp_path, "silent")
     assert row["detail"].endswith("still being scheduled")
-    assert row["log_age_s"] < 1.5 < row["step_age_s"]
+    assert row["log_age_s"] < row["step_age_s"]
 
 
 @pytest.mark.parametrize(

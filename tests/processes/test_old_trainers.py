@@ -84,7 +84,7 @@ def test_after_a_by_hand_rm_on_a_live_run_the_label_is_back_before_a_person_coul
     with solorun.hold(tmp_path) as run:
         for _ in range(ROUNDS):
             (tmp_path / "training.lock").unlink()
-            until(lambda: (tmp_path / "training.lock").exists(), 5)
+            until(lambda: (tmp_path / "training.lock").exists())
             olds.append(Old(tmp_path))
             assert olds[-1].said == "another training process is running"
         assert not run.should_stop
@@ -97,7 +97,7 @@ def test_an_old_trainer_that_overwrites_the_label_of_a_live_run_is_a_conflict_an
     try:
         with solorun.hold(tmp_path, exit_on_stop=False) as run:
             (tmp_path / "training.lock").write_text(f"{sleeper.pid}\n")
-            until(lambda: run.should_stop, 5)
+            until(lambda: run.should_stop)
             assert "old-style" in run.stop_reason
         assert (tmp_path / "training.lock").read_text() == f"{sleeper.pid}\n"
         assert "CONFLICT" in (tmp_path / "training.log").read_text()
