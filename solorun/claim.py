@@ -20,7 +20,7 @@ from solorun.keeper import Keeper
 from solorun.label import look, read_owner
 from solorun.logs import LogFile
 from solorun.owner import Owner, ProcessId, Stale
-from solorun.record import RunRecord, journal, new_run_id, read_record, write_record
+from solorun.record import RunRecord, journal, last_run_id, new_run_id, read_record, write_record
 from solorun.refusal import refusal
 from solorun.rundir import PRIVATE
 
@@ -99,6 +99,7 @@ class Claim:
         self.record = RunRecord(
             self.run_id, self.previous_run_id(), owner.argv, owner.user, training.here.host, training.pid, now,
             boot=training.here.boot, log_at=os.fstat(self.log.fd).st_size,
+            directory=self.lock.path, directory_inode=self.lock.inode,
         )  # fmt: skip
         write_record(self.lock.fd, self.record)
         if self.lock.took_over is not None:
@@ -222,7 +223,7 @@ def _enter_after_survivors(path: Path, settle_s: float) -> lock.DirectoryLock | 
     """Enter; data workers of a killed trainer notice its death within a moment, and are given that moment."""
     deadline = time.monotonic() + SURVIVORS_S
     while True:
-        found = lock.enter(path, last_run=_last_run, settle_s=settle_s)
+        found = lock.enter(path, last_run=last_run_id, settle_s=settle_s)
         if not isinstance(found, lock.Survivors) or time.monotonic() > deadline:
             return found
         time.sleep(0.05)
@@ -236,7 +237,7 @@ def clear_stale(directory: Path, now: float) -> Stale | None:
     """
     if not isinstance(look(directory), Stale):
         return None
-    entered = lock.enter(directory, last_run=_last_run, settle_s=0)
+    entered = lock.enter(directory, last_run=last_run_id, settle_s=0)
     if not isinstance(entered, lock.DirectoryLock):
         return None
     found = entered.took_over
@@ -248,11 +249,6 @@ def clear_stale(directory: Path, now: float) -> Stale | None:
             journal(entered.fd, "", "cleared stale lock", now, proof=found.proof)
     entered.release()
     return found
-
-
-def _last_run(directory: int) -> str | None:
-    record = read_record(directory)
-    return record.run_id if record else None
 
 
 def _sweep(directory: int) -> None:

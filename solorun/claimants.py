@@ -17,7 +17,7 @@ from solorun.label import is_copy, look_at, read_label, read_owner
 from solorun.neighbours import program_of
 from solorun.owner import Gone, Held, Label, Owner
 from solorun.process.table import Seen
-from solorun.record import read_record
+from solorun.record import last_run
 from solorun.rundir import ARCHIVE, MARKS, WAITING
 
 _DEFAULT = re.compile(r"(?:^|/)train_kssm_(v\d+)\w*\.py$|^kssm train (v\d+)$", re.ASCII)
@@ -44,7 +44,7 @@ def find(directory: Path, now: float) -> tuple[Claimant, ...]:
     try:
         owner = read_owner(fd)
         owner = None if owner is None or is_copy(fd, owner) else owner
-        last, facts = read_record(fd), os.fstat(fd)
+        last, facts = last_run(fd), os.fstat(fd)
         named, dead = _named(fd, owner), _dead(fd)
     finally:
         os.close(fd)

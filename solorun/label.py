@@ -7,6 +7,7 @@ import itertools
 import os
 import stat
 import time
+from typing import Protocol
 
 from solorun import process
 from solorun.owner import Free, Gone, Label, Owner, Stale, Unknown, Verdict, decode_owner, judge, parse_label
@@ -80,12 +81,24 @@ def judge_found(directory: int, label: Label | Unknown | None, owner: Owner | No
     return verdict
 
 
-def is_copy(directory: int, owner: Owner) -> bool:
+class Placed(Protocol):
+    """What was written down about a run of one directory: `training.owner.json`, `run.json`."""
+
+    @property
+    def directory(self) -> str:
+        """Absolute path of that directory."""
+
+    @property
+    def directory_inode(self) -> int:
+        """Its inode; 0 when it was not written down."""
+
+
+def is_copy(directory: int, told: Placed) -> bool:
     """Whether the record tells of another directory that still exists under its own path."""
-    if os.fstat(directory).st_ino == owner.directory_inode:
+    if told.directory_inode in (0, os.fstat(directory).st_ino):
         return False
     try:
-        return os.stat(owner.directory).st_ino == owner.directory_inode
+        return os.stat(told.directory).st_ino == told.directory_inode
     except (OSError, ValueError):
         return False
 

@@ -20,6 +20,7 @@ from solorun.label import (
     clear,
     create_exclusively,
     inode_of,
+    is_copy,
     judge_directory,
     link_file,
     read_label,
@@ -366,7 +367,9 @@ def make_way(
     """Clear what is proven stale in a directory that is locked (steps 2 to 4); what stands in the way, else None."""
     record = read_owner(lock.fd)
     ours = record is not None
-    for run_id in dict.fromkeys((record.run_id if record else None, last_run(lock.fd))):
+    # What is left of a run that this directory was copied from lives elsewhere.
+    recorded = record.run_id if record and not is_copy(lock.fd, record) else None
+    for run_id in dict.fromkeys((recorded, last_run(lock.fd))):
         if run_id and (alive := carriers(run_id)):
             return Survivors(run_id, tuple(alive))
     for _ in range(_ATTEMPTS):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, Literal
 
+from solorun.label import is_copy
 from solorun.rundir import EVENTS, METRICS, PRIVATE, RUN
 
 State = Literal["running", "completed", "interrupted", "crashed", "killed", "lost"]
@@ -39,6 +40,8 @@ class RunRecord:
         why: one line on how it ended: the error, the signal, the kernel's evidence.
         boot: identity of the boot that it began in; empty in records of the first version.
         log_at: where its part of `training.log` begins, in bytes.
+        directory: absolute path of its results directory; empty in records of the first version.
+        directory_inode: its inode, 0 likewise; a copied directory brings a record that is not about it.
         cause: completed, interrupted, error, signal, out of memory, power loss, vanished; empty while running.
         stopped_by: who asked it to stop with `solorun stop`; empty when nobody did, or nobody wrote it down.
         last_words: the traceback, or the lines that tell of trouble, of a run that did not end well.
@@ -62,6 +65,8 @@ class RunRecord:
     why: str = ""
     boot: str = ""
     log_at: int = 0
+    directory: str = ""
+    directory_inode: int = 0
     cause: str = ""
     stopped_by: str = ""
     last_words: str = ""
@@ -71,8 +76,8 @@ _NUMBER = (int, float)
 _MAYBE_NUMBER = (int, float, type(None))
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "user", "host", "fingerprint", "state", "why"), str),
-    **dict.fromkeys(("boot", "cause", "stopped_by", "last_words"), str),
-    **dict.fromkeys(("pid", "started", "log_at"), _NUMBER),
+    **dict.fromkeys(("boot", "directory", "cause", "stopped_by", "last_words"), str),
+    **dict.fromkeys(("pid", "started", "log_at", "directory_inode"), _NUMBER),
     **dict.fromkeys(("exit_code", "signal", "first_step", "last_step", "total_steps", "ended"), _MAYBE_NUMBER),
     "parent_run_id": (str, type(None)),
     "program": list,
@@ -105,6 +110,21 @@ def read_record(directory: int) -> RunRecord | None:
         return None
     finally:
         os.close(fd)
+
+
+def last_run(directory: int) -> RunRecord | None:
+    """The record of the last run that was really this directory's; None also for one that was copied here.
+
+    What is left of a copied run lives elsewhere: it holds up nobody here, and nobody may end it from here.
+    """
+    record = read_record(directory)
+    return None if record is None or is_copy(directory, record) else record
+
+
+def last_run_id(directory: int) -> str | None:
+    """Its id."""
+    record = last_run(directory)
+    return record.run_id if record else None
 
 
 def _is_sound(known: dict[str, Any]) -> bool:

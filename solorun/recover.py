@@ -16,7 +16,7 @@ from solorun.errors import Refused, SolorunError, directory_problem
 from solorun.grouping import Claimant
 from solorun.label import clear, look_at, read_label, read_owner
 from solorun.owner import Label, Owner, ProcessId, Stale
-from solorun.record import journal, read_events, read_record
+from solorun.record import journal, last_run_id, read_events
 from solorun.refusal import refusal
 from solorun.remedy import Policy, mixed
 from solorun.rundir import checkpoint_files
@@ -275,7 +275,7 @@ class _Recovery:
 
     def _tidy(self, held: lock.DirectoryLock, fought_over: tuple[Damaged, ...]) -> Outcome:
         cleared = self._clear_abandoned(held) if isinstance(self.found, AbandonedContainer) else None
-        standing = lock.make_way(held, _last_run)
+        standing = lock.make_way(held, last_run_id)
         if standing is not None:
             return Blocked(self._refusal(standing))
         cleared = cleared or held.took_over
@@ -302,7 +302,7 @@ class _Recovery:
         """Enter and leave as a start would; a start that had waited and is quicker is the better proof."""
         deadline = time.monotonic() + _ENTER_S
         while True:
-            entered = lock.enter(self.directory, last_run=_last_run, settle_s=0.0)
+            entered = lock.enter(self.directory, last_run=last_run_id, settle_s=0.0)
             if isinstance(entered, lock.DirectoryLock):
                 entered.release()
                 return self._recovered(aside, files, None)
@@ -326,8 +326,3 @@ class _Recovery:
 
     def _refusal(self, standing: lock.Refusal) -> SolorunError:
         return refusal(self.directory, standing, self.clock())
-
-
-def _last_run(directory: int) -> str | None:
-    record = read_record(directory)
-    return record.run_id if record else None

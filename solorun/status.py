@@ -79,7 +79,8 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
     record = read_record(fd) if RUN in names else None
     if isinstance(verdict, Held) and verdict.owner is None and verdict.pid and not _lives_here(owner, fd):
         owner = _old_style_owner(directory, fd, verdict.pid, label)
-    run_id = owner.run_id if owner else record.run_id if record else ""
+    told = owner or record
+    run_id = told.run_id if told and not is_copy(fd, told) else ""  # what is left of a copied run lives elsewhere
     over = isinstance(verdict, Free | Stale)
     return Evidence(
         directory=directory,

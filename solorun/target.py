@@ -12,11 +12,11 @@ from pathlib import Path
 
 from solorun import process
 from solorun.grouping import solorun_verb
-from solorun.label import look_at, read_owner
+from solorun.label import is_copy, look_at, read_owner
 from solorun.lock import GUARD
 from solorun.members import members
 from solorun.owner import Alive, Foreign, Held, Owner, ProcessId, Unknown
-from solorun.record import read_events, read_record
+from solorun.record import last_run, read_events
 from solorun.refusal import refusal
 
 _STARTING_S = 3.0
@@ -92,7 +92,8 @@ def _look(directory: Path) -> tuple[Target | None, bool]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         verdict = look_at(fd)
-        record, last = read_owner(fd), read_record(fd)
+        record, last = read_owner(fd), last_run(fd)
+        record = None if record is None or is_copy(fd, record) else record
         if isinstance(verdict, Foreign | Unknown):
             raise refusal(directory, verdict, time.time())
         if isinstance(verdict, Held):
