@@ -88,12 +88,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> Path:
+    if not text:  # `--output-dir "$RUN"` without RUN would train into the working directory
+        raise argparse.ArgumentTypeError("an empty name was typed: is a shell variable empty?")
+    return Path(text)
+
+
 def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
     parser.add_argument("--size", choices=("tiny", "small", "medium", "large"), help="default: by device")
     for name, (kind, text) in _TRAINING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
     _add_text(parser)
-    parser.add_argument("--output-dir", type=Path, help=f"results directory (default results/kssm_{model})")
+    parser.add_argument("--output-dir", type=_path, help=f"results directory (default results/kssm_{model})")
     _add_device(parser)
     parser.add_argument("--share-accelerator", action="store_true", help="train although another run uses the device")
     parser.add_argument("--published", action="store_true", default=None, help="published initial values and noise")
@@ -106,7 +112,7 @@ def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, help=".txt or .jsonl file, or a folder of them (default: the plays)")
+    parser.add_argument("--data-dir", type=_path, help=".txt or .jsonl file, or a folder of them (default: the plays)")
     parser.add_argument("--vocabulary", help="bpe, bpe:SIZE, bytes, tiktoken:NAME or a tokenizer's .json (default bpe)")
 
 
@@ -116,7 +122,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="results directory or checkpoint file")
+    parser.add_argument("directory", type=_path, nargs="?", metavar="DIR", help="results directory or checkpoint file")
     _add_device(parser)
 
 

@@ -95,20 +95,25 @@ def _still(directory: int, run: RunRecord, alive: str | None) -> RunRecord:
 def fold(events: Iterable[Mapping[str, Any]]) -> dict[str, RunRecord]:
     """Runs by id, as the events of a journal tell them, oldest first. Values of another kind are passed over."""
     found: dict[str, RunRecord] = {}
-    asked: dict[str, str] = {}
+    asked: dict[str, tuple[str, object]] = {}
     for event in events:
         run_id = event.get("run_id")
         if not isinstance(run_id, str) or not run_id:
             continue
         if event["event"] == "stop requested":
-            asked[run_id] = asked.get(run_id) or asked_by((dict(event),), run_id)
+            if run_id not in asked and (by := asked_by((dict(event),), run_id)):
+                asked[run_id] = by, event.get("pid")
         elif event["event"] == "started" and run_id not in found:
             found[run_id] = _begun(run_id, event)
         elif event["event"] in OVER:
             found[run_id] = _over(found.get(run_id) or _begun(run_id, event), event)
-    for run_id, by in asked.items():
-        if by and run_id in found and found[run_id].state != "completed":
-            found[run_id] = replace(found[run_id], stopped_by=by)
+    for run_id, (by, pid) in asked.items():
+        run = found.get(run_id)
+        if run is None or run.state == "completed":
+            continue
+        if run.state == "lost" and pid not in (None, run.pid):  # an orphan of it was asked, when it was long dead
+            continue
+        found[run_id] = replace(run, stopped_by=by)
     return found
 
 

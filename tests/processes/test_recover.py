@@ -257,6 +257,10 @@ def test_what_is_left_of_a_killed_trainer_is_ended(spawn: Spawner, results: Path
     assert is_gone(worker)
     assert "training.lock" not in names(results)
     start_works(spawn, results)
+    told = spawn.solorun("history", results)
+    told.wait()
+    assert "vanished" in told.text()
+    assert "asked it to stop" not in told.text()  # its worker was, when the run was long dead
 
 
 def test_what_a_killed_old_style_trainer_left_is_named_so_and_ended(spawn: Spawner, results: Path) -> None:
@@ -347,11 +351,12 @@ def test_another_users_run_is_refused_and_untouched(spawn: Spawner) -> None:
 
         def ask() -> str:
             found = diagnose(look(top / "mine", time.time(), Settings()))
-            return f"{type(found).__name__}: {getattr(found, 'reason', '')}"
+            return f"{type(found).__name__}: {getattr(found, 'reason', '')}: {getattr(found, 'proofs', '')}"
 
         said = as_nobody(ask)
         assert said.startswith("OutOfReach")
         assert "root" in said
+        assert f"PID {child.pid}: training.lock names it" in said
         assert child.popen.poll() is None
     finally:
         child.signal(signal.SIGKILL)

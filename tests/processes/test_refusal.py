@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kssm.cli import main
 from kssm.device import available
 from tests.processes.conftest import QUICK, ROOT, Trainers, progress_of, until
 
@@ -78,3 +79,14 @@ def test_p24_a_trainer_by_hand_does_not_share_a_gpu_unless_told_to(trainers: Tra
     said = allowed.communicate(timeout=120)[0]
     assert "is used by" not in said
     assert allowed.returncode == (0 if "cuda" in available() else 2), said
+
+
+def test_an_empty_output_directory_is_not_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["train", "v3", "--output-dir", "", "--max-steps", "1"])
+    assert left.value.code == 2
+    assert "variable" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
