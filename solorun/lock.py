@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -32,14 +31,11 @@ from solorun.label import (
 )
 from solorun.owner import Foreign, Free, Held, Label, Owner, ProcessId, Stale, Unknown, Verdict, encode_owner
 from solorun.rundir import LABEL, OWNER
-
-GUARD = ".solorun-guard"
-"""Locked instead of the directory where the file system cannot lock directories. Never unlinked."""
+from solorun.truth import flock, guard_identity, identity
 
 SETTLE_S = 0.1
 SETTLE_AFTER_TAKEOVER_S = 0.25
 
-_CANNOT_FLOCK = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOLCK}
 _CANNOT_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ATTEMPTS = 8
 
@@ -79,7 +75,7 @@ class DirectoryLock:
         self.truth = truth
         self.took_over = took_over
         self.settle_s = settle_s
-        self.identity = _identity(os.fstat(fd))
+        self.identity = identity(fd)
         self.borrowed = False
         """The truth is another process's of this run, and becomes ours when that one dies (see `join`)."""
         self._creator = os.getpid()
@@ -183,7 +179,7 @@ class DirectoryLock:
     def is_in_place(self) -> bool:
         """Whether the path still leads to the locked directory."""
         try:
-            return _identity(os.stat(self.path)) == self.identity
+            return identity(self.path) == self.identity
         except OSError:
             return False
 
@@ -195,7 +191,7 @@ class DirectoryLock:
 
     def take_truth(self) -> None:
         """Take the kernel's lock as soon as it is free, where it was borrowed."""
-        if self.borrowed and (truth := _flock(self.fd)) is not None:
+        if self.borrowed and (truth := flock(self.fd)) is not None:
             self.truth, self.borrowed = truth, False
 
     def release(self, farewell: Callable[[], None] = lambda: None) -> None:
@@ -285,7 +281,7 @@ def seize(path: str | os.PathLike[str], *, settle_s: float = SETTLE_S) -> Direct
     for _ in range(_ATTEMPTS):
         fd = os.open(absolute, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            truth = _flock(fd)
+            truth = flock(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -312,10 +308,10 @@ def adopt(path: str | os.PathLike[str], truth: int) -> DirectoryLock | None:
     except OSError:
         return None
     try:
-        inherited = _identity(os.fstat(truth))
-        ours = inherited in (_identity(os.fstat(fd)), _guard_identity(fd))
+        inherited = identity(truth)
+        ours = inherited in (identity(fd), guard_identity(fd))
         # On the same open description this succeeds exactly when the lock is already ours.
-        if ours and _flock(truth) is not None:
+        if ours and flock(truth) is not None:
             os.set_inheritable(truth, False)
             return DirectoryLock(absolute, fd, truth)
     except OSError:  # the descriptor was closed on the way here
@@ -385,40 +381,3 @@ def make_way(
             # A record of our own kind means that no old-style trainer was here last.
             lock.settle_s = 0.0 if ours else lock.settle_s and SETTLE_AFTER_TAKEOVER_S
     return Unknown("the label changes faster than it can be read")
-
-
-def _flock(fd: int) -> int | None:
-    """The descriptor that now carries the lock; None when another process has it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        if error.errno not in _CANNOT_FLOCK:
-            raise
-        return _flock_guard(fd)
-    return fd
-
-
-def _flock_guard(directory: int) -> int | None:
-    guard = os.open(GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=directory)
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(guard)
-        return None
-    except BaseException:
-        os.close(guard)
-        raise
-    return guard
-
-
-def _guard_identity(directory: int) -> tuple[int, int] | None:
-    try:
-        return _identity(os.stat(GUARD, dir_fd=directory, follow_symlinks=False))
-    except OSError:
-        return None
-
-
-def _identity(facts: os.stat_result) -> tuple[int, int]:
-    return facts.st_dev, facts.st_ino

@@ -20,6 +20,9 @@ METRICS = "metrics.jsonl"
 PROGRESS = "progress"
 ARCHIVE = "archive"
 WAITING = "waiting"
+GUARD = ".solorun-guard"
+"""Locked instead of the directory where the file system cannot lock directories. Never unlinked."""
+
 PRIVATE = ".solorun."
 """Every temporary name of the guard starts so: a crash leaves nothing that could be taken for a real file."""
 

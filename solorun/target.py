@@ -13,11 +13,11 @@ from pathlib import Path
 from solorun import process
 from solorun.grouping import solorun_verb
 from solorun.label import is_copy, look_at, read_owner
-from solorun.lock import GUARD
 from solorun.members import members
 from solorun.owner import Alive, Foreign, Held, Owner, ProcessId, Unknown
 from solorun.record import last_run, read_events
 from solorun.refusal import refusal
+from solorun.truth import guard_identity, identity
 
 _STARTING_S = 3.0
 _LOOK_EVERY_S = 0.5
@@ -117,11 +117,9 @@ def _look(directory: Path) -> tuple[Target | None, bool]:
 def _sharers(directory: int) -> list[tuple[ProcessId, int]]:
     """Processes that have the directory's lock, and who took it."""
     found: list[tuple[ProcessId, int]] = []
-    facts = os.fstat(directory)
-    found += process.flock_sharers(facts.st_dev, facts.st_ino)
-    with contextlib.suppress(OSError):
-        guard = os.stat(GUARD, dir_fd=directory, follow_symlinks=False)
-        found += process.flock_sharers(guard.st_dev, guard.st_ino)
+    for place in (identity(directory), guard_identity(directory)):
+        if place is not None:
+            found += process.flock_sharers(*place)
     # `solorun recover` holds the directory too, for as long as it tidies up: that is somebody's command, no run.
     return [(one, taker) for one, taker in found if solorun_verb(process.argv(taker)) in ("", "start")]
 

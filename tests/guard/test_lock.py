@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from solorun import label, lock, process
+from solorun import label, lock, process, rundir
 from solorun.lock import Busy, DirectoryLock, Survivors, enter
 from solorun.owner import Foreign, Held, Owner, Stale, Unknown, decode_owner, encode_owner
 
@@ -588,7 +588,7 @@ def test_where_directories_cannot_be_locked_a_guard_file_is(results: Path, monke
     assert enter(results) == Busy()
     found.publish(mine(found))
     found.release()
-    assert names(results) == {lock.GUARD}  # never unlinked: its inode is the truth
+    assert names(results) == {rundir.GUARD}  # never unlinked: its inode is the truth
     taken(results).release()
 
 
