@@ -108,7 +108,10 @@ class _Reader:
         return NotifyEntry(on, command, webhook, self.text("notify.apprise", entry.get("apprise", "")))
 
     def command(self, key: str, value: Any) -> tuple[str, ...]:
-        words = shlex.split(value) if isinstance(value, str) else value
+        try:
+            words = shlex.split(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise self.mistake(f"{key}: {error} in {value!r}".replace("No ", "no "), "correct the quotes") from None
         found = self.words(key, words, f'{key.rpartition(".")[2]} = ["python3", "train.py"]')
         if not found:
             raise self.mistake(f"{key} is empty", "name a program")

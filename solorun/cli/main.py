@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except OSError as error:  # such as a working directory that was deleted
-        print(f"solorun: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        gone = isinstance(error, FileNotFoundError) and not error.filename
+        where = error.filename or ("the working directory" if gone else "the system")
+        print(f"solorun: {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     return code
 
@@ -76,7 +78,17 @@ def _run(words: list[str], command: list[str] | None) -> int:
 
         if onhost.is_forwarded(words):
             return onhost.run(host, words, command)
-    arguments = _parser(words).parse_args(words)
+    parser = _parser(words)
+    arguments, strange = parser.parse_known_args(words)
+    if strange and words[0] == "start" and not strange[0].startswith("-"):
+        from solorun.wording import command_line, shell_word
+
+        raise BadUsage(
+            f"the command of a start follows `--`: {command_line(tuple(strange))}",
+            f"solorun start {shell_word(arguments.directory)} -- {command_line(tuple(strange))}",
+        )
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
     arguments.command = command or []
     if getattr(arguments, "host", None):  # as `--hos NAME`: passed over, it would act on this machine
         raise BadUsage("--host must be written out", f"write --host {arguments.host}")

@@ -182,7 +182,7 @@ def test_a_working_directory_that_was_deleted_is_told_in_one_line(
     child = spawn.python(code, *words, cwd=tmp_path / "here")
     assert child.wait() == 1
     assert "Traceback" not in child.text()
-    assert "No such file or directory" in child.text()
+    assert "the working directory: No such file or directory" in child.text()
 
 
 @pytest.mark.usefixtures("alone")
@@ -463,3 +463,10 @@ def test_check_says_where_this_user_may_not_write() -> None:
     finally:
         place.rmdir()
     assert found == [f"{place}  you may not write there", f"{place}/new  you may not write there"]
+
+
+def test_a_command_without_its_dashes_is_told_how_to_write_it(say: Say, tmp_path: Path) -> None:
+    said = say("start", "mine", "python3", "train.py", "--lr")
+    assert said.code == 2
+    assert "solorun start mine -- python3 train.py" in said.err
+    assert list(tmp_path.iterdir()) == []

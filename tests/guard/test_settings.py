@@ -45,6 +45,7 @@ def test_the_environment_overrules_the_file(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("settle = 1", "unknown key 'settle'"),
+        ('[runs.a]\ncommand = "python3 \'open"', 'runs."a".command: no closing quotation'),
         ("settle_s = -1", "settle_s must be a number"),
         ("settle_s = nan", "settle_s must be a number"),
         ("settle_s = inf", "settle_s must be a number"),
