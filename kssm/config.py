@@ -125,11 +125,6 @@ class TrainConfig:
         """Sequences per optimizer step, the effective batch."""
         return self.batch_size * self.gradient_accumulation
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step trains on."""
-        return self.rows * self.seq_length
-
 
 _SHAPES: dict[ModelName, dict[Size, dict[str, int]]] = {
     "v2": {

@@ -21,25 +21,20 @@ from typing import IO
 
 from solorun import __version__
 from solorun.errors import BadUsage, SolorunError, Unreachable
-from solorun.forwarded import VARIABLE
+from solorun.farscript import NO_DIRECTORY, NO_SOLORUN, login_line, question_script, verb_script
 from solorun.launch import OWN_VARIABLES
 from solorun.settings import HostEntry, Settings
+from solorun.stopping import POLITE
 from solorun.wording import printable
-
-NO_DIRECTORY, NO_SOLORUN = 97, 98
-"""Exit statuses of a question to a host; verbs are never run under them."""
 
 _OF_SSH = 255
 _DOUBTFUL = frozenset({2, 126, 127, _OF_SSH})
 """Statuses of a forwarded verb that may mean that it did not even start."""
 
 _TYPING_S = 60.0
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_SOCKET_DIRECTORY = 45
 """A socket's path has 104 bytes on macOS; ssh adds `/`, 40 digits and, while it binds, 17 more."""
 
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _./:=,@+-;|&()<>~")
-_HOME = re.compile(r"(~[A-Za-z0-9._-]*)(/.*)?", re.DOTALL)
 _FAREWELL = re.compile(r"(Shared c|C)onnection to .* closed\.")
 _LOST = re.compile(r"closed by remote host|not responding|Broken pipe")
 
@@ -123,47 +118,6 @@ def options(client: Client, *, terminal: bool, asks: bool, log: str) -> list[str
         found["BatchMode"] = "yes"
     settings = [word for key, value in found.items() for word in ("-o", f"{key}={value}")]
     return [*client.program, "-E", log, *settings, "-t" if terminal else "-T"]
-
-
-def verb_script(host: HostEntry, words: Sequence[str], *, terminal: bool) -> str:
-    """The far side's script for one verb, for sh."""
-    mark = "" if terminal else f"env {VARIABLE}=1 "
-    return f"{_enter(host)} || exit 127; exec {mark}{_solorun(host)} {shlex.join(words)}"
-
-
-def question_script(host: HostEntry, words: Sequence[str]) -> str:
-    """The far side's script for a question: the version on a line of its own, then what the verb prints."""
-    asked = f"; exec {_solorun(host)} {shlex.join(words)}" if words else ""
-    return (
-        f"{_enter(host)} || exit {NO_DIRECTORY}; "
-        f'version=$({_solorun(host)} --version) || exit {NO_SOLORUN}; echo "$version"{asked}'
-    )
-
-
-def login_line(script: str) -> str:
-    """A line that any login shell (sh, bash, zsh, fish, csh) takes as: run this script with sh.
-
-    The shells agree on letters and little else: in single quotes csh still sees `!` and newlines, fish backslashes.
-    So everything else travels as octal numbers, which sh itself turns back. This is the only place that quotes for it.
-    """
-    coded = "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in os.fsencode(script))
-    return f'exec sh -c \'eval "$(printf %b "{coded}")"\''
-
-
-def _enter(host: HostEntry) -> str:
-    return f"cd {_path(host.directory)} 2>/dev/null" if host.directory else ":"
-
-
-def _solorun(host: HostEntry) -> str:
-    program, *rest = host.command
-    return " ".join([_path(program) if program.startswith("~") else shlex.quote(program), *map(shlex.quote, rest)])
-
-
-def _path(path: str) -> str:
-    """A path for sh: `~` is the home over there; a leading dash is no option, and CDPATH leads nowhere else."""
-    if match := _HOME.fullmatch(path):
-        return match[1] + (f"/{shlex.quote(match[2][1:])}" if match[2] and len(match[2]) > 1 else "")
-    return shlex.quote(path if path.startswith("/") else f"./{path}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +249,7 @@ def forward(host: HostEntry, words: Sequence[str], client: Client, *, terminal: 
 
 def _to_its_end(argv: Sequence[str], stdin: int | None) -> tuple[int, int | None]:
     """The exit status, and the signal that ended us first. A signal to us is passed on: ssh must not stay behind."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
     asked: int | None = None
     try:
         # What is blocked here while we wait must not be blocked there.
@@ -303,13 +257,13 @@ def _to_its_end(argv: Sequence[str], stdin: int | None) -> tuple[int, int | None
         waiter = threading.Thread(target=_wake_at_the_end, args=(child, threading.get_ident()))
         waiter.start()
         while child.returncode is None:
-            number = signal.sigwait(_ENDING)
+            number = signal.sigwait(POLITE)
             if child.returncode is None:
                 asked = asked or number
                 child.send_signal(number)
         waiter.join()
-        while signal.sigpending() & set(_ENDING):
-            signal.sigwait(_ENDING)
+        while signal.sigpending() & set(POLITE):
+            signal.sigwait(POLITE)
         return child.returncode, asked
     except OSError as error:
         raise _no_client(argv, error) from None

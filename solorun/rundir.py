@@ -125,17 +125,12 @@ def is_results_directory(entries: set[str]) -> bool:
     return any(mark in entries for mark in MARKS)
 
 
-def find_results_directories(root: Path) -> Iterator[RunDir]:
-    """Every results directory at or below a root, sorted; links are not followed, archives not entered.
-
-    Unreadable folders are passed over: a status must not fail because a neighbour's folder is private.
-    """
-    for below in _walk(str(root)):
-        yield RunDir(root / below)
-
-
 def find_all(roots: Iterable[Path]) -> list[Path]:
-    """Every results directory at or below these roots, sorted; none twice, also not where a root is a link."""
+    """Every results directory at or below these roots, sorted; none twice, also not where a root is a link.
+
+    Links are not followed, archives not entered. Unreadable folders are passed over: a status must not fail because a
+    neighbour's folder is private.
+    """
     found: dict[str, str] = {}
     for root in map(str, roots):
         if root in found:  # walked already, as a part of an earlier root

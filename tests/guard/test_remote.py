@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from solorun import forwarded, hosts, remote
+from solorun import farscript, forwarded, hosts, remote
 from solorun.cli import hosttable, onhost
 from solorun.errors import BadUsage, SolorunError, Unreachable
 from solorun.remote import Answer, Client
@@ -55,7 +55,7 @@ def test_every_login_shell_hands_nasty_words_on_as_they_are(shell: str, tmp_path
     (tmp_path / "tell").write_text(TELL)
     host = HostEntry("box", "box", "", ("sh", str(tmp_path / "tell")))
     for words in [NASTY[:-1], NASTY[-1:], ["status", "--", *NASTY[:20]]]:
-        line = remote.login_line(remote.verb_script(host, words, terminal=False))
+        line = farscript.login_line(farscript.verb_script(host, words, terminal=False))
         ran = by_login_shell(shell, line, tmp_path)
         assert ran.returncode == 0, ran.stderr
         where, _, rest = ran.stdout.partition(b"\n")
@@ -77,7 +77,7 @@ def test_every_login_shell_enters_a_nasty_directory_below_home(shell: str, tmp_p
         (tmp_path / name).mkdir(parents=True)
         for spelled in [str(tmp_path / name), f"~/{name}", *([] if name.startswith("~") else [name])]:
             host = HostEntry("box", "box", spelled, ("sh", str(tmp_path / "tell")))
-            line = remote.login_line(remote.question_script(host, ["status"]))
+            line = farscript.login_line(farscript.question_script(host, ["status"]))
             ran = by_login_shell(shell, line, tmp_path)
             assert ran.returncode == 0, (spelled, ran.stderr)
             where = os.fsencode((tmp_path / name).resolve())
@@ -87,23 +87,25 @@ def test_every_login_shell_enters_a_nasty_directory_below_home(shell: str, tmp_p
 
 def test_the_home_of_another_user_is_found_by_the_far_shell() -> None:
     host = HostEntry("box", "box", "~root", ("pwd", ";"))
-    script = remote.verb_script(host, [], terminal=True)
+    script = farscript.verb_script(host, [], terminal=True)
     assert script.startswith("cd ~root 2>/dev/null || exit 127; exec pwd ")
     host = HostEntry("box", "box", "~", ("~/.venv/bin/solorun", "a b"))
-    script = remote.verb_script(host, ["status"], terminal=True)
+    script = farscript.verb_script(host, ["status"], terminal=True)
     assert script == "cd ~ 2>/dev/null || exit 127; exec ~/.venv/bin/solorun 'a b' status"
-    assert "cd ./-x " in remote.verb_script(HostEntry("box", "box", "-x", ("solorun",)), [], terminal=True)
+    assert "cd ./-x " in farscript.verb_script(HostEntry("box", "box", "-x", ("solorun",)), [], terminal=True)
 
 
 def test_a_directory_that_is_missing_is_told_apart_from_the_verbs_own_statuses(tmp_path: Path) -> None:
     host = HostEntry("box", "box", "gone", ("sh", "-c", "exit 3"))
-    assert by_login_shell("sh", remote.login_line(remote.question_script(host, ["x"])), tmp_path).returncode == 97
+    assert by_login_shell("sh", farscript.login_line(farscript.question_script(host, ["x"])), tmp_path).returncode == 97
     assert (
-        by_login_shell("sh", remote.login_line(remote.verb_script(host, ["x"], terminal=False)), tmp_path).returncode
+        by_login_shell(
+            "sh", farscript.login_line(farscript.verb_script(host, ["x"], terminal=False)), tmp_path
+        ).returncode
         == 127
     )
     host = HostEntry("box", "box", "", ("no-such-program",))
-    assert by_login_shell("sh", remote.login_line(remote.question_script(host, ["x"])), tmp_path).returncode == 98
+    assert by_login_shell("sh", farscript.login_line(farscript.question_script(host, ["x"])), tmp_path).returncode == 98
 
 
 def test_a_persons_options_come_before_ours_and_the_destination_is_no_option() -> None:
