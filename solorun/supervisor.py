@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from solorun import process
 from solorun.causes import MemoryDeaths
 from solorun.claim import Claim
+from solorun.claimants import own_name
 from solorun.closing import End
 from solorun.errors import BadUsage
 from solorun.foreground import Foreground
@@ -218,7 +219,7 @@ class _Supervisor:
                 return
             if self.child is not None and (process.send_group(self.child, number) or process.send(self.child, number)):
                 return
-            for survivor in process.carriers(self.claim.run_id):
+            for survivor in self._survivors():
                 process.send(survivor, number)
 
     def _watch(self) -> int:
@@ -235,8 +236,7 @@ class _Supervisor:
                 else:
                     result = status
             if result is not None:
-                # One look can miss a daemon that is forked while it lasts by a parent that ends before it is seen.
-                survivors = process.carriers(self.claim.run_id) or process.carriers(self.claim.run_id)
+                survivors = self._survivors()
                 if not survivors:
                     self._copy_log()
                     return result
@@ -247,6 +247,23 @@ class _Supervisor:
                 self.watchdog.look()
                 self._look_at_memory()
             self.signals.wait(_TICK_S)
+
+    def _survivors(self) -> list[ProcessId]:
+        """What the command left running."""
+        run_id = self.claim.run_id
+        # One look can miss a daemon that is forked while it lasts by a parent that ends before it is seen.
+        return process.carriers(run_id) or self._strays() or process.carriers(run_id)
+
+    def _strays(self) -> list[ProcessId]:
+        """Orphans that lost the run's id with their environment (sudo, `env -i`), and still write here."""
+        path = self.claim.lock.current_path()
+        place = os.path.realpath(path) if path else ""
+        # They became our children when their parents died (Linux); another place's runs are told by where they write.
+        return [
+            one
+            for one in (process.descendants(self.me) if place else ())
+            if any(file.writes and own_name(file.path, place) for file in process.files_open_below(one.pid, place))
+        ]
 
     def _hold_for(self, survivors: list[ProcessId], told: bool) -> None:
         owner = self.claim.owner

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from solorun import process, stop
-from solorun.errors import SolorunError
+from solorun.errors import Held, SolorunError
 from solorun.stop import Stopped, StopPolicy
 
 from .stage import HOLDING, Child, Spawner, label_of, names, wait_until
@@ -93,3 +93,30 @@ def test_a_tmux_server_that_a_run_starts_is_no_part_of_it(spawn: Spawner, tmp_pa
     finally:
         spawn("sh", "-c", f"tmux -S {shlex.quote(str(socket))} kill-server").wait()
         socket.unlink(missing_ok=True)
+
+
+STRAY = """
+import os, sys, time
+os.setsid()
+if os.fork():
+    os._exit(0)
+os.closerange(3, 100)
+print("stray", os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_orphan_that_lost_its_environment_and_still_writes_here_keeps_the_directory_held(
+    spawn: Spawner, results: Path
+) -> None:
+    code = f"import os, sys; os.posix_spawn(sys.executable, [sys.executable, '-c', {STRAY!r}], {{}})"
+    child = spawn.solorun("start", results, "--", sys.executable, "-c", code)
+    child.wait_for("processes of it still run")
+    stray = process.identify(int(child.wait_for("stray ").split("stray ")[1].split()[0]))
+    assert stray is not None
+    wait_until(lambda: label_of(results) == stray.pid)
+    assert spawn.solorun("start", results, "--", "true").wait() == Held.exit_code
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
+    assert child.wait() == 0
+    assert not process.is_alive(stray)
+    assert "training.lock" not in names(results)
