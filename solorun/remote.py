@@ -244,7 +244,11 @@ def forward(host: HostEntry, words: Sequence[str], client: Client, *, terminal: 
         return Forwarded(128 + asked, asked)
     if code == _OF_SSH and (broken := _last_line(ssh_said)):
         raise unreachable(host, broken, ssh_said)
-    return Forwarded(code, note=_doubt(host, code, client) if code in _DOUBTFUL else "")
+    note = _doubt(host, code, client) if code in _DOUBTFUL else ""
+    if code == _OF_SSH and not note:  # a shared connection that is cut says no more than a command that ends with 255
+        name = printable(host.name)
+        note = f"status 255: its own, or the connection to host {name} was lost: solorun status --host {name}"
+    return Forwarded(code, note=note)
 
 
 def _to_its_end(argv: Sequence[str], stdin: int | None) -> tuple[int, int | None]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.guard.stage import (
@@ -175,6 +176,18 @@ def test_a_cut_connection_stops_a_foreground_run_gracefully(near: Near, terminal
     assert not {"training.lock", "training.owner.json"} & names(directory)
     assert "leaving SIGHUP" in (directory / "training.log").read_text()
     assert near.says("start", "--host", "box", "results/a", "--", "true", code=0)
+
+
+def test_a_connection_that_the_other_end_cuts_is_told_of(near: Near) -> None:
+    assert near.server.daemon is not None
+    near.says("status", "--host", "box")
+    child = near.starts("start", "--host", "box", "results/a", "--", sys.executable, "-c", HOLDING_FLAT, "results/a")
+    child.wait_for("holding")
+    for session in psutil.Process(near.server.daemon.pid).children():
+        session.kill()
+    assert child.wait() in (6, 255)
+    assert "the connection to host box was lost" in child.text()
+    wait_until(lambda: not far_processes(near))
 
 
 HOLDING_FLAT = """
