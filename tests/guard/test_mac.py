@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def test_a_background_run_goes_on_and_its_log_can_be_read(mac: Mac) -> None:
     assert "it goes on when you log out" in said
     wait_until(lambda: "holding" in mac.says("logs", mac.results))
     assert "stopped" in mac.says("stop", mac.results)
+
+
+def test_a_suspended_run_is_hung_and_a_stop_wakes_it(mac: Mac) -> None:
+    child = mac.starts(mac.trainer(), mac.results)
+    child.wait_for("holding")
+    child.signal(signal.SIGSTOP)
+    wait_until(lambda: mac.row()["state"] == "hung")
+    reaper = threading.Thread(target=child.wait)
+    reaper.start()
+    assert "stopped" in mac.says("stop", mac.results)
+    reaper.join()
+    assert run_record(mac.results)["state"] == "interrupted"
 
 
 def test_a_lost_connection_is_asked_for_since_a_mac_does_not_tell_it_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
