@@ -15,7 +15,7 @@ from solorun import process
 from solorun.grouping import LABEL_ONLY, Claimant, Marks, group, is_relay, solorun_verb
 from solorun.label import is_copy, look_at, read_label, read_owner
 from solorun.neighbours import program_of
-from solorun.owner import Gone, Held, Label, Owner
+from solorun.owner import Alive, Gone, Held, Label, Owner
 from solorun.process.table import Seen
 from solorun.record import last_run
 from solorun.rundir import ARCHIVE, MARKS, WAITING
@@ -56,18 +56,25 @@ def find(directory: Path, now: float) -> tuple[Claimant, ...]:
     place = os.path.realpath(directory)
     seen = [one for one in everyone if one.row.pid not in mine and not _is_our_pipe(one)]
     marks = {one.row.pid: marked for one in seen if (marked := _marks(one, place, named, run_ids)) is not None}
-    for pid in _on_their_way(everyone, marks, owner):
+    for pid in _on_their_way(everyone, marks):
         del marks[pid]
     left = frozenset(pid for pid in marks if dead and process.system.group(pid) == dead)
     return group(everyone, marks, owner, mine, now, left)
 
 
-def _on_their_way(everyone: Iterable[Seen], marks: Mapping[int, Marks], owner: Owner | None) -> list[int]:
-    """Starts that have the kernel's lock for an instant, to see whether it is their turn: they write nothing yet."""
+def _on_their_way(everyone: Iterable[Seen], marks: Mapping[int, Marks]) -> list[int]:
+    """Starts that run nothing: they look whether it is their turn, or their run is over and they let go in a moment.
+
+    One that is suspended lets nothing go, and has to be asked.
+    """
     parents = {one.row.parent for one in everyone}
-    guard = owner.supervisor.pid if owner and owner.supervisor else 0
-    starts = (one for one in everyone if solorun_verb(one.row.argv) == "start" and one.row.pid not in parents | {guard})
-    return [one.row.pid for one in starts if one.row.pid in marks and marks[one.row.pid].why == (LOCKED,)]
+    starts = (one.row.pid for one in everyone if solorun_verb(one.row.argv) == "start" and one.row.pid not in parents)
+    return [pid for pid in starts if pid in marks and not _is_suspended(pid)]
+
+
+def _is_suspended(pid: int) -> bool:
+    seen = process.probe(pid)
+    return isinstance(seen, Alive) and seen.state in ("T", "t")
 
 
 def _named(fd: int, owner: Owner | None) -> dict[int, list[str]]:

@@ -18,7 +18,7 @@ from solorun.grouping import Marks, group, solorun_verb
 from solorun.owner import Here, Owner, ProcessId, encode_owner
 from solorun.process.table import Row, Seen
 
-from .stage import HOLDING, Spawner, names, owner_of, wait_until
+from .stage import HOLDING, Spawner, a_dead_pid, names, owner_of, wait_until
 
 HERE = Here("studio", "m", "b", "n")
 WRITING = """
@@ -238,3 +238,16 @@ def test_a_start_that_looks_whether_it_is_its_turn_is_no_claimant(spawn: Spawner
     looking = spawn(sys.executable, spawn.program("solorun", LOOKING), "start", results)
     looking.wait_for("seized")
     assert find(results, time.time()) == ()
+
+
+def test_a_guard_whose_run_is_over_is_no_claimant_unless_it_is_suspended(spawn: Spawner, results: Path) -> None:
+    letting_go = spawn(sys.executable, spawn.program("solorun", LOOKING), "start", results)
+    letting_go.wait_for("seized")
+    dead = ProcessId(process.here(), a_dead_pid(), 1)
+    owner = owner_of(results, dead, supervisor=process.identify(letting_go.pid))
+    (results / "training.owner.json").write_bytes(encode_owner(owner))
+    assert find(results, time.time()) == ()
+    letting_go.signal(signal.SIGSTOP)
+    wait_until(lambda: letting_go.state() == "T")
+    (one,) = find(results, time.time())
+    assert one.leader.pid == letting_go.pid
