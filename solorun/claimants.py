@@ -67,9 +67,11 @@ def _on_their_way(everyone: Iterable[Seen], marks: Mapping[int, Marks]) -> list[
 
     One that is suspended lets nothing go, and has to be asked.
     """
+    starts = {one.row.pid: one.row.parent for one in everyone if solorun_verb(one.row.argv) == "start"}
     parents = {one.row.parent for one in everyone}
-    starts = (one.row.pid for one in everyone if solorun_verb(one.row.argv) == "start" and one.row.pid not in parents)
-    return [pid for pid in starts if pid in marks and not _is_suspended(pid)]
+    # What a start has forked, and holds at its gate, still looks like one: that is the run.
+    alone = (pid for pid, parent in starts.items() if pid not in parents and parent not in starts)
+    return [pid for pid in alone if pid in marks and not _is_suspended(pid)]
 
 
 def _is_suspended(pid: int) -> bool:
