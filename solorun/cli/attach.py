@@ -106,12 +106,15 @@ class _Watch:
             OSError: the log cannot be read, or the terminal is gone.
         """
         threading.Thread(target=self._print, args=(texts,), daemon=True).start()
+        interrupted = False
         while not self._over.is_set():
-            try:
+            try:  # all of it: a Ctrl-C between an answer and the next wait is one more question, and ends nothing
+                if interrupted and self._wants_to_leave():
+                    return True
+                interrupted = False
                 self._over.wait(0.2)  # and no join(): one that is interrupted takes the thread for ended
             except KeyboardInterrupt:
-                if self._wants_to_leave():
-                    return True
+                interrupted = True
         if self._problem is not None:
             raise self._problem
         return False

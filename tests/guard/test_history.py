@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_a_machine_that_was_restarted_is_told_as_power_loss(spawn: Spawner, resu
 
 def test_supervisor_and_trainer_both_killed_is_told_and_so_is_the_step(spawn: Spawner, results: Path) -> None:
     trainer = spawn.program("trainer.py", HOLDING)
-    child = spawn.solorun("start", results, "--", "python3", trainer, results)
+    child = spawn.solorun("start", results, "--", sys.executable, trainer, results)
     child.wait_for("holding")
     wait_until(lambda: runs_of(results)[0].record.last_step)
     pid = run_record(results)["pid"]
@@ -164,7 +165,7 @@ def test_the_table_fits_80_columns_and_shortens_the_list(tell: Tell, fd: int, re
 
 
 def test_one_run_is_shown_whole_with_its_last_words(tell: Tell, spawn: Spawner, results: Path) -> None:
-    spawn.solorun("start", results, "--", "python3", "-c", "raise ValueError('nan\\x1b[31m')").wait()
+    spawn.solorun("start", results, "--", sys.executable, "-c", "raise ValueError('nan\\x1b[31m')").wait()
     run_id = run_record(results)["run_id"]
     for words in ((results, run_id), (results, "--run", run_id), (run_id,)):
         text = tell(*words)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kssm.checkpoint import load
+from tests.guard.stage import label_of
 from tests.processes.conftest import QUICK, Trainers, progress_of, until
 
 STEPS = 150
@@ -69,8 +70,7 @@ def test_twenty_kills_at_random_moments_change_no_bit_of_the_final_weights(
 def _trains(directory: Path, process: object) -> bool:
     beat = progress_of(directory)
     alive = getattr(process, "pid")  # noqa: B009 - the process is only named here
-    record = directory / "training.lock"
-    return bool(beat and beat.phase == "training" and record.exists() and record.read_text().strip() == str(alive))
+    return bool(beat and beat.phase == "training" and label_of(directory) == alive)
 
 
 def test_a_torn_newest_checkpoint_is_named_and_passed_over(trainers: Trainers, unbroken: Path, tmp_path: Path) -> None:
