@@ -26,7 +26,8 @@ for number in polite if sys.argv[1] == "ignored" else ():
     signal.signal(number, signal.SIG_IGN)
 if sys.argv[1] == "closed":
     os.closerange(0, 3)
-os.execve(sys.executable, [sys.executable, *sys.argv[2:]], {} if sys.argv[1] == "bare" else os.environ)
+bare = {"SOLORUN_STATE": os.environ["SOLORUN_STATE"]}  # not the registry of the person who tests
+os.execve(sys.executable, [sys.executable, *sys.argv[2:]], bare if sys.argv[1] == "bare" else os.environ)
 """
 """Becomes `python ARGUMENTS` in the surroundings that its first argument names."""
 

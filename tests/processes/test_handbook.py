@@ -55,8 +55,10 @@ def project(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", root)
     tools = root / ".venv" / "bin"
     tools.mkdir(parents=True)
-    # What `make install` makes, but for this copy: the real ones lead to the checkout.
-    python = f"PYTHONPATH={_quoted(root)} exec {_quoted(Path(sys.executable))}"
+    # What `make install` makes, but for this copy: the real ones lead to the checkout. A login over ssh brings no
+    # variable along, and must not write into the registry of the person who tests.
+    own = f"SOLORUN_STATE={_quoted(tmp_path / 'state')} PYTHONPATH={_quoted(root)}"
+    python = f"{own} exec {_quoted(Path(sys.executable))}"
     for name, call in (("python3", f'{python} "$@"'), ("solorun", f'{python} -m solorun "$@"')):
         (tools / name).write_text(f"#!/bin/sh\n{call}\n")
         (tools / name).chmod(0o755)
