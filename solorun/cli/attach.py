@@ -17,7 +17,7 @@ from solorun.errors import BadUsage, SolorunError, directory_problem, explain
 from solorun.logs import for_terminal
 from solorun.runstate import how_ended
 from solorun.status import wall_clock
-from solorun.stop import StopPolicy, stop
+from solorun.stop import StillRunning, StopPolicy, stop
 from solorun.tmux import enter_command, has_session
 from solorun.wording import ago, command_line
 
@@ -50,7 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     where = typed(live.directory)
     for line in _heading(live, arguments.on_interrupt):
         _say(line)
-    watcher = _Watch(live, arguments.on_interrupt, current_settings().grace_s)
+    settings = current_settings()
+    patience = StopPolicy(settings.grace_s, save_extension_s=settings.save_extension_s)
+    watcher = _Watch(live, arguments.on_interrupt, patience)
     try:
         left = watcher.go_on(watch(live, arguments.lines))
     except BrokenPipeError:  # whoever read (`solorun attach DIR | head`) has left
@@ -85,10 +87,10 @@ def _enter_session(live: LiveRun) -> None:
 class _Watch:
     """Prints in a thread of its own, so that a Ctrl-C interrupts no line and loses none."""
 
-    def __init__(self, live: LiveRun, on_interrupt: str, grace_s: float) -> None:
+    def __init__(self, live: LiveRun, on_interrupt: str, patience: StopPolicy) -> None:
         self._live = live
         self._on_interrupt = on_interrupt
-        self._grace_s = grace_s
+        self._patience = patience
         self._turn = threading.Lock()
         self._over = threading.Event()
         self._problem: OSError | None = None
@@ -133,7 +135,7 @@ class _Watch:
 
     def _wants_to_leave(self) -> bool:
         choice = {"detach": "d", "stop": "s"}.get(self._on_interrupt) or self._ask()
-        if choice == "s" and self._stopping is None:
+        if choice == "s" and (self._stopping is None or not self._stopping.is_alive()):
             self._stopping = threading.Thread(target=self._stop, daemon=True)
             self._stopping.start()
             return False
@@ -155,9 +157,14 @@ class _Watch:
 
     def _stop(self) -> None:
         try:
-            stop(self._live.directory, StopPolicy(self._grace_s), tell=_say)
+            result = stop(self._live.directory, self._patience, tell=_say)
         except SolorunError as error:
             _say(explain(error))
+            return
+        if isinstance(result, StillRunning):
+            where = typed(self._live.directory)
+            _say(f"still running after {ago(result.after_s)}, phase {result.phase}; it was asked, and may still end")
+            _say(f"to end it hard: solorun stop --kill {where}")
 
 
 def _tell_end(live: LiveRun) -> int:

@@ -113,6 +113,28 @@ def test_leaving_while_it_is_being_stopped_does_not_say_that_it_goes_on(
     assert "left; it was asked to stop" in shown.seen
 
 
+STUBBORN = COUNTING.replace("import sys,", "import signal, sys,").replace(
+    'print("holding"', 'signal.signal(signal.SIGTERM, signal.SIG_IGN); print("holding"'
+)
+
+
+def test_a_stop_that_did_not_stop_says_so_and_may_be_asked_for_again(
+    spawn: Spawner, results: Path, terminal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "solorun.toml").write_text("grace_s = 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    child = spawn.python(STUBBORN, results)
+    child.wait_for("holding")
+    shown = attached(terminal, results)
+    for count in (1, 2):
+        shown.type(b"\x03")
+        wait_until(lambda count=count: shown.read().count("d = leave it running") == count)  # type: ignore[misc]
+        shown.type(b"s\n")
+        wait_until(lambda count=count: shown.read().count("still running after") == count)  # type: ignore[misc]
+    assert "solorun stop --kill" in shown.seen
+    assert label_of(results) == child.pid
+
+
 def test_ctrl_c_twice_leaves_and_never_stops(spawn: Spawner, results: Path, terminal: Open) -> None:
     child = counting(spawn, results)
     shown = attached(terminal, results)
