@@ -109,6 +109,8 @@ class Stepper:
         batch: `batch(step)` gives the token ids of a step, [rows, S + 1] with rows the effective batch.
         log: takes a line for people.
         should_stop: asked between micro-batches; a step that is left is made again by whoever resumes.
+        before_update: called when the gradients are there, before weights or optimizer change: whoever reads those
+            beside the step returns from it once they are read.
 
     Attributes:
         optimizer: AdamW, for checkpoints.
@@ -123,6 +125,7 @@ class Stepper:
         batch: Callable[[int], NDArray[np.integer]],
         log: Callable[[str], None],
         should_stop: Callable[[], bool] = lambda: False,
+        before_update: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.optimizer = adamw(model, config)
@@ -132,6 +135,7 @@ class Stepper:
         self._batch = batch
         self._log = log
         self._should_stop = should_stop
+        self._before_update = before_update
         self._noise = torch.Generator(compute.device)
 
     def step(self, step: int) -> StepResult:
@@ -151,6 +155,7 @@ class Stepper:
         # One wait for the device in a step, and before the weights change.
         loss, ce, reg, std, u, grad_norm, *layers = torch.cat((sums[:5], norm[None], sums[5:])).tolist()
         self._require_finite(step, loss, grad_norm)
+        self._before_update()
         lr = lr_at(step, self._config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

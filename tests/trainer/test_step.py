@@ -121,6 +121,33 @@ def test_a_stop_is_heard_between_micro_batches_and_leaves_the_weights_alone() ->
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_who_reads_the_weights_beside_a_step_is_waited_for_before_they_change() -> None:
+    model = small_model()
+    before, seen = weights(model), []
+
+    def read() -> None:
+        seen.append(same(before, weights(model)))
+        assert all(parameter.grad is not None for parameter in model.blocks.parameters())
+
+    training = Stepper(model, train_config(2), CPU, batch, print, before_update=read)
+    training.step(0)
+    assert seen == [True]
+    assert not same(before, weights(model))
+
+
+def test_a_step_that_is_left_before_its_update_changes_nothing() -> None:
+    def leave() -> None:
+        raise KeyboardInterrupt
+
+    model = small_model()
+    training = Stepper(model, train_config(), CPU, batch, print, before_update=leave)
+    before, state = weights(model), copy.deepcopy(training.optimizer.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        training.step(0)
+    assert same(before, weights(model))
+    assert training.optimizer.state_dict() == state
+
+
 def test_allocating_the_optimizers_state_beforehand_changes_no_bit() -> None:
     plain, prepared = stepper(small_model()), stepper(small_model())
     before = weights(prepared.model)
