@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import solorun
-from kssm.config import ModelName, train_config
+from kssm.config import ModelName, ReadoutName, train_config
 from kssm.errors import BadUsage, KssmError
 from kssm.wishes import Wishes
 
@@ -119,6 +119,12 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--readout",
+        default="auto",
+        choices=get_args(ReadoutName),
+        help="who computes v3's readout (default: the fastest)",
+    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +173,7 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
         vocabulary=arguments.vocabulary,
         device=arguments.device,
         precision=arguments.precision,
+        readout=arguments.readout,
         resume=arguments.resume,
         fresh=arguments.fresh,
     )
@@ -237,7 +244,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     if arguments.tokens < 1:
         raise BadUsage("--tokens counts tokens, 1 or more", "write, for example, --tokens 200")
-    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision)
+    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout)
     print(opened.text(arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed))
     return 0
 
@@ -248,7 +255,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     if arguments.batches < 1:
         raise BadUsage("--batches counts batches, 1 or more", "write, for example, --batches 20")
-    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision)
+    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout)
     for line in opened.evaluation(arguments.batches, as_json=arguments.json):
         print(line)
     return 0

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from kssm import checkpoint
+from kssm import checkpoint, readout
 from kssm.batches import Batch, validation_batches
 from kssm.config import ModelConfig, TrainConfig, as_facts
 from kssm.corpus import Corpus
@@ -297,17 +297,18 @@ class Loop:
             run_id=self.guard.run_id,
             lineage=self.origin.lineage,
             micro_batch=self.stepper.micro_batch,
-            libraries=surroundings(self.compute),
+            libraries=surroundings(self.model_config, self.compute),
         )
         return Snapshot(tensors, facts)
 
 
-def surroundings(compute: Compute) -> dict[str, str]:
+def surroundings(model: ModelConfig, compute: Compute) -> dict[str, str]:
     """What the exact numbers of a run depend on beside its configuration."""
     threads = str(torch.get_num_threads())
-    return {
+    facts = {
         **library_versions(), "device": compute.device.type, "precision": compute.precision, "threads": threads,
     }  # fmt: skip
+    return facts | ({"readout": readout.chosen(compute.device.type).name} if model.name == "v3" else {})
 
 
 def sample_text(

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from kssm.config import ModelConfig
 from kssm.model_blocks import KSSM, Bank, Features, Readings, natural_phases
-from kssm.oscillators import mean_field_pull, order_parameters
+from kssm.oscillators import mean_field_pull
+from kssm.readout import order_parameters
 
 U_CLAMP = (0.1, 10.0)
 _PARAMETERS = 10
@@ -51,8 +52,9 @@ class BistableBank(Bank):
         if noise is not None:
             eps = torch.randn(theta_BSN.shape, generator=noise, device=x_BSD.device, dtype=x_BSD.dtype)
             theta_BSN = theta_BSN - (self.delta.abs() + 1e-5) * eps
-        re, im, mag = order_parameters(theta_BSN, self.harmonics)  # [B, S, H] each
-        return Readings(torch.cat((re, im, mag), dim=-1), mag[..., 0], u_BS1.mean(), determinant_BS1.abs().mean())
+        readings_BSF = order_parameters(theta_BSN, self.harmonics)
+        R_BS = readings_BSF[..., 2 * self.harmonics]  # |Z_1|
+        return Readings(readings_BSF, R_BS, u_BS1.mean(), determinant_BS1.abs().mean())
 
     def _reduced_solution(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """U and Delta at each token, [B, S, 1] each."""

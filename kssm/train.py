@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
-from kssm import checkpoint
+from kssm import checkpoint, readout
 from kssm.batches import Batch, batch_at, batch_digest
 from kssm.checkpoint import Loaded
-from kssm.config import TrainConfig, preset_name
+from kssm.config import preset_name
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, default_size
 from kssm.errors import BadUsage, CheckpointError, Stopped
@@ -85,6 +85,7 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> 
     corpus, source, vocabulary = _prepare_corpus(wishes, found, cache_dir, guard, report)
     plan = _plan(wishes, found, corpus, compute)
     _introduce(plan, corpus, compute, report)
+    _choose_readout(plan, compute, wishes, report)
     _require_steps_ahead(plan, found)
     _archive(wishes, guard, report)
     lineage = (*(found.snapshot.facts.lineage if found else ()), guard.run_id)
@@ -206,6 +207,12 @@ def _introduce(plan: Plan, corpus: Corpus, compute: Compute, report: Report) -> 
         report.say(line)
 
 
+def _choose_readout(plan: Plan, compute: Compute, wishes: Wishes, report: Report) -> None:
+    if plan.model.name == "v3":
+        found, why = readout.choose(compute.device.type, wishes.readout)
+        report.say(f"readout: {found.name}" + (f" ({why})" if why else ""))
+
+
 def _assemble(
     plan: Plan, compute: Compute, origin: Origin, found: Loaded | None, guard: RunGuard, report: Report
 ) -> Loop:
@@ -225,7 +232,7 @@ def _assemble(
         restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
         if found.snapshot.facts.training["batch_size"] == training.batch_size:
             stepper.micro_batch = max(1, min(stepper.micro_batch, found.snapshot.facts.micro_batch))
-        _say_what_changed(found, training, compute, report)
+        _say_what_changed(found, plan, compute, report)
         _receipt(found, batch_at(tokens, seed=seed, step=state.step, rows=rows, length=length), report)
     else:
         count = sum(parameter.numel() for parameter in model.parameters())
@@ -233,11 +240,12 @@ def _assemble(
     return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report)
 
 
-def _say_what_changed(found: Loaded, training: TrainConfig, compute: Compute, report: Report) -> None:
+def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, report: Report) -> None:
     """What keeps the continued run from the very numbers of an unbroken one."""
     facts = found.snapshot.facts
-    now = {**surroundings(compute), "max_steps (and with it the learning rates)": training.max_steps}
-    saved = {**facts.libraries, "max_steps (and with it the learning rates)": facts.training.get("max_steps")}
+    learning = "max_steps (and with it the learning rates)"
+    now = {**surroundings(plan.model, compute), learning: plan.training.max_steps}
+    saved = {**facts.libraries, learning: facts.training.get("max_steps")}
     changed = [f"{name} {saved[name]} -> {now[name]}" for name in now if name in saved and saved[name] != now[name]]
     if changed:
         report.say(f"not bit for bit what an unbroken run would be: {', '.join(changed)}")

