@@ -19,6 +19,7 @@ from pathlib import Path
 
 # macOS refuses one write of 2 GiB or more, and Linux cuts it short.
 _BLOCK = 1 << 26
+_EARLY = 1 << 25
 
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk, or choose another directory",
@@ -56,13 +57,27 @@ class PrivateFile:
     def __init__(self, descriptor: int, path: Path) -> None:
         self.descriptor = descriptor
         self.path = path
+        self._appended = self._sent = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append all of data (a flat buffer of bytes); raises OSError."""
         rest = memoryview(data)
         while rest:
             # A disk that fills up in mid-block answers with a short count first and the error on the next call.
-            rest = rest[os.write(self.descriptor, rest[:_BLOCK]) :]
+            count = os.write(self.descriptor, rest[:_BLOCK])
+            rest = rest[count:]
+            self._appended += count
+        if self._appended - self._sent >= _EARLY:
+            self._send_early()
+
+    def _send_early(self) -> None:
+        """Have the disk begin now: a sync that finds everything still in memory would be one long wait."""
+        advise = getattr(os, "posix_fadvise", None)  # not on macOS
+        if advise is not None:
+            with suppress(OSError):
+                # Linux writes out what is dirty; what is on the disk by then leaves room for the training's own data.
+                advise(self.descriptor, self._sent, self._appended - self._sent, os.POSIX_FADV_DONTNEED)
+        self._sent = self._appended
 
     def write_at(self, offset: int, data: bytes) -> None:
         """Overwrite bytes from offset on, leaving the place for the next write alone; raises OSError."""
@@ -70,6 +85,11 @@ class PrivateFile:
         while rest:
             count = os.pwrite(self.descriptor, rest, offset)
             rest, offset = rest[count:], offset + count
+
+    def require_in_place(self) -> None:
+        """Raise FileNotFoundError when its directory was moved away, and maybe another one put in its place."""
+        if not os.path.samestat(os.fstat(self.descriptor), os.stat(self.path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def sync(self) -> None:
         """Return once the bytes would survive a power cut; raises OSError."""

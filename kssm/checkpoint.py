@@ -48,14 +48,24 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"checkpoint_{step}.safetensors"
 
 
-def save(directory: Path, snapshot: Snapshot, *, best: bool = False, report: Report = lambda _message: None) -> Saved:
+def save(
+    directory: Path,
+    snapshot: Snapshot,
+    *,
+    best: bool = False,
+    report: Report = lambda _message: None,
+    between: Callable[[], None] = lambda: None,
+    read: Callable[[], None] = lambda: None,
+) -> Saved:
     """Write a checkpoint, durable when this returns.
 
     Args:
         directory: the results directory.
-        snapshot: what to write; its tensors must not change meanwhile.
+        snapshot: what to write; its tensors must not change before `read` is called.
         best: write the best model instead of the step's checkpoint.
         report: told in a line when a torn or foreign file had to be moved aside.
+        between: called before each block and before the fsync; what it raises ends the save, and nothing of it stays.
+        read: called once every byte of the tensors is read, before the disk is waited for.
 
     Raises:
         CheckpointError: the disk refused; nothing older is touched and nothing torn is left.
@@ -64,7 +74,10 @@ def save(directory: Path, snapshot: Snapshot, *, best: bool = False, report: Rep
     path = directory / BEST if best else checkpoint_path(directory, step)
     try:
         with replacing(path) as file:
-            digest = tensorfile.write_tensors(file, snapshot.tensors, snapshot.facts.as_json())
+            digest = tensorfile.write_tensors(file, snapshot.tensors, snapshot.facts.as_json(), between)
+            read()
+            between()
+            file.require_in_place()  # else the files that would be judged and moved were another directory's
             _move_aside(path, snapshot.facts.own, report)
     except OSError as error:
         raise CheckpointError(f"cannot save {path}: {reason(error)}", remedy(error)) from error

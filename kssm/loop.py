@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +14,12 @@ from kssm.batches import Batch, validation_batches
 from kssm.config import ModelConfig, TrainConfig, as_facts
 from kssm.corpus import Corpus
 from kssm.device import Compute, clear_caches, is_out_of_memory
-from kssm.errors import CheckpointError, Stopped
+from kssm.errors import Stopped
 from kssm.evaluate import Evaluation, evaluate
 from kssm.model_blocks import KSSM
 from kssm.report import Report, evaluation_lines, metrics_row, sample_lines, step_line
 from kssm.sample import sample
+from kssm.saves import Saves, Witness
 from kssm.snapshot import (
     Snapshot,
     SnapshotFacts,
@@ -34,16 +34,12 @@ PROMPT = "The "
 SAMPLE_TOKENS = 48
 
 
-class Guard(Protocol):
+class Guard(Witness, Protocol):
     """What the loop needs from whoever guards the run."""
 
     @property
     def run_id(self) -> str:
         """Names the run in every checkpoint."""
-
-    @property
-    def directory(self) -> Path:
-        """Where the results directory is now."""
 
     @property
     def should_stop(self) -> bool:
@@ -56,17 +52,11 @@ class Guard(Protocol):
     def progress(self, step: int, total: int) -> None:
         """A step is done."""
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Be in another phase for a while."""
-
     def beat(self) -> None:
         """The run is alive within a long phase."""
 
     def metrics(self, values: dict[str, Any]) -> None:
         """A line of metrics."""
-
-    def event(self, name: str, **facts: Any) -> None:
-        """An event of the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +89,7 @@ class Loop:
         state: how far the run has come.
         guard: who is told and asked.
         report: lines for people.
+        saves: how it saves; its `release` is what the stepper calls before an update.
     """
 
     def __init__(
@@ -112,6 +103,7 @@ class Loop:
         state: TrainState,
         guard: Guard,
         report: Report,
+        saves: Saves,
     ) -> None:
         self.model = model
         self.stepper = stepper
@@ -122,7 +114,7 @@ class Loop:
         self.state = state
         self.guard = guard
         self.report = report
-        self.saved_step = state.step
+        self.saves = saves
         self._held_out_rows = config.batch_size
 
     def run(self) -> bool:
@@ -132,6 +124,10 @@ class Loop:
             CheckpointError: the state at the end cannot be saved.
             KssmError: loss or gradient are not finite, or memory is full.
         """
+        with self.saves:
+            return self._run()
+
+    def _run(self) -> bool:
         total = self.config.max_steps
         self.report.begin("training", "step", self.state.step, total)
         try:
@@ -161,6 +157,7 @@ class Loop:
 
     def _advance(self) -> None:
         result = self.stepper.step(self.state.step)
+        self.saves.look()
         step = self.state.step + 1
         self.state = replace(self.state, step=step, tokens_seen=self.state.tokens_seen + result.tokens)
         self.guard.progress(step, self.config.max_steps)
@@ -170,7 +167,7 @@ class Loop:
             self.report.say(step_line(self.model_config.name, step, self.config.max_steps, result))
         self._measure(step, result, evaluation_due)
         if step % self.config.save_interval == 0 and step < self.config.max_steps:
-            self._save_or_warn()
+            self._save()
 
     def _measure(self, step: int, result: StepResult, evaluation_due: bool) -> None:
         found: Evaluation | None = None
@@ -197,11 +194,13 @@ class Loop:
             self.state.step, found, layers, facts.validation_cross_entropy, facts.bigram_entropy
         ):
             self.report.say(line)
-        before = self.state
-        best = found.ce < before.best_loss
-        self.state = replace(before, evaluated_step=before.step, best_loss=min(found.ce, before.best_loss))
-        if best and before.step and not self._save_or_warn(best=True):
-            self.state = replace(self.state, best_loss=before.best_loss)  # the next one as good is the best on disk
+        self.saves.settle()  # only then it is known which loss the best model on the disk has
+        self.state = replace(self.state, evaluated_step=self.state.step)
+        if found.ce < self.state.best_loss:
+            if self.state.step:
+                self._save_best(found.ce)
+            else:
+                self._best_is(found.ce)
         self.show_sample()
         self.report.resume_clock()
         return found
@@ -242,46 +241,30 @@ class Loop:
         for line in sample_lines(text):
             self.report.say(line)
 
-    def _save_or_warn(self, *, best: bool = False) -> bool:
-        """Save, and say whether it worked.
+    def _save(self) -> None:
+        """Begin to save the state of now."""
+        self.saves.settle()  # what a snapshot tells of the best model on the disk must be known
+        self.saves.begin(self._snapshot(best=False))
 
-        A disk that refuses costs this checkpoint, not the run: older ones stand, and the next is tried.
-        """
-        try:
-            self._save(best=best)
-        except CheckpointError as error:
-            self.guard.event("save failed", step=self.state.step, what=error.what)
-            self.report.say(f"WARNING: {error.what}; training goes on ({error.next_step})")
-            return False
-        return True
+    def _save_best(self, loss: float) -> None:
+        """Begin to save the weights of now as the best ones; when that fails, the next ones as good are the best."""
+        before = self.state.best_loss
+        self.state = replace(self.state, best_loss=loss)
+        self.saves.begin(self._snapshot(best=True), best=True, failed=lambda: self._best_is(before))
+
+    def _best_is(self, loss: float) -> None:
+        self.state = replace(self.state, best_loss=loss)
 
     def _save_last(self) -> None:
+        self.saves.settle()
         if self.state.step == 0:
             self.report.say("no step was made: there is nothing to save")
-        elif self.state.step == self.saved_step:
+        elif self.state.step == self.saves.saved_step:
             path = checkpoint.checkpoint_path(Path(), self.state.step)
             self.report.say(f"the state at step {self.state.step} is already saved in {path}")
         else:
-            self._save()
-
-    def _save(self, *, best: bool = False) -> None:
-        directory = self.guard.directory
-        with self.guard.phase("saving"):
-            if not best:
-                self.guard.event("saving", step=self.state.step)
-            saved = checkpoint.save(directory, self._snapshot(best=best), best=best, report=self.report.say)
-            if not best:
-                self.saved_step = self.state.step
-                self.guard.event("saved", step=saved.step, path=saved.path.name, digest=saved.digest)
-                self._prune(directory)
-        self.report.say(f"saved {saved.path.name} at step {saved.step} in {saved.seconds:.2f} s")
-        self.report.resume_clock()
-
-    def _prune(self, directory: Path) -> None:
-        try:
-            checkpoint.prune(directory, self.config.keep, self.origin.lineage, self.state.step)
-        except CheckpointError as error:  # what should have gone is still there: nothing is lost
-            self.report.say(f"WARNING: {error.what} ({error.next_step})")
+            self.saves.begin(self._snapshot(best=False))
+            self.saves.finish()
 
     def _snapshot(self, *, best: bool) -> Snapshot:
         tensors = model_tensors(self.model)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -74,13 +74,16 @@ class _Header:
     places: list[_Place]
 
 
-def write_tensors(file: PrivateFile, tensors: Mapping[str, Tensor], facts: Facts) -> str:
+def write_tensors(
+    file: PrivateFile, tensors: Mapping[str, Tensor], facts: Facts, between: Callable[[], None] = lambda: None
+) -> str:
     """Fill a new file.
 
     Args:
         file: empty.
         tensors: by name, on any device; one at a time is brought to the CPU.
         facts: JSON values, no NaN and no infinity.
+        between: called before each block; what it raises ends the write.
 
     Returns:
         The digest, 64 hexadecimal digits.
@@ -100,6 +103,7 @@ def write_tensors(file: PrivateFile, tensors: Mapping[str, Tensor], facts: Facts
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         data = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
         for first in range(0, len(data), _BLOCK):
+            between()
             hasher.update(data[first : first + _BLOCK])
             file.write(data[first : first + _BLOCK])
     file.write_at(_DIGEST_AT, hasher.hexdigest().encode())

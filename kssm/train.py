@@ -21,6 +21,7 @@ from kssm.loop import Guard, Loop, Origin, surroundings
 from kssm.models import build
 from kssm.plan import Plan, plan_continued, plan_fresh
 from kssm.report import Report
+from kssm.saves import Saves
 from kssm.snapshot import TrainState, restore_model, restore_optimizer
 from kssm.step import Stepper, allocate_state
 from kssm.wishes import Wishes
@@ -160,9 +161,11 @@ def _prepare_corpus(
     return corpus, source, vocabulary
 
 
-def _asker(guard: RunGuard) -> Callable[[], bool]:
+def _asker(guard: RunGuard, saves: Saves | None = None) -> Callable[[], bool]:
     def asked() -> bool:
         guard.beat()
+        if saves is not None:
+            saves.look()  # a step may be long: its save is told of as soon as it is durable
         return guard.should_stop
 
     return asked
@@ -219,10 +222,11 @@ def _assemble(
     model = build(plan.model, plan.training.seed).to(compute.device)
     training, tokens = plan.training, origin.corpus.train
     rows, length, seed = training.rows, training.seq_length, training.seed
+    saves = Saves(guard, report, training.keep, found.snapshot.facts.state.step if found else 0)
     stepper = Stepper(
         model, training, compute,
         batch=lambda step: batch_at(tokens, seed=seed, step=step, rows=rows, length=length),
-        log=report.say, should_stop=_asker(guard),
+        log=report.say, should_stop=_asker(guard, saves), before_update=saves.release,
     )  # fmt: skip
     allocate_state(stepper.optimizer)
     state = TrainState(step=0, tokens_seen=0)
@@ -237,7 +241,7 @@ def _assemble(
     else:
         count = sum(parameter.numel() for parameter in model.parameters())
         report.say(f"starting at step 0 with {count:,} parameters")
-    return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report)
+    return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report, saves)
 
 
 def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, report: Report) -> None:

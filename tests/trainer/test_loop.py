@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 from kssm import loop as loop_room
+from kssm import tensorfile
+from kssm.atomicfile import PrivateFile
 from kssm.checkpoint import load, newest_valid
 from kssm.config import ModelName
 from kssm.errors import BadUsage, CheckpointError, CorpusError
 from kssm.report import Report
+from kssm.saves import Saves
 from kssm.train import Result, train
 from kssm.wishes import Wishes
 from tests.trainer.scenes import write_scenes
@@ -38,8 +42,9 @@ class StandIn:
 
     @property
     def should_stop(self) -> bool:
-        step = self.steps[-1] if self.steps else 0
-        return self.stop_when is not None and self.stop_when == (self.phases[-1], step)
+        # Between two steps a run trains, also while a save is still being written beside it.
+        phase = "training" if self.phases[-1] == "saving" else self.phases[-1]
+        return self.stop_when == (phase, self.steps[-1] if self.steps else 0)
 
     def progress(self, step: int, _total: int) -> None:
         self.steps.append(step)
@@ -48,8 +53,10 @@ class StandIn:
     def phase(self, name: str) -> Iterator[None]:
         before = self.phases[-1]
         self.phases.append(name)
-        yield
-        self.phases.append(before)
+        try:
+            yield
+        finally:
+            self.phases.append(before)
 
     def enter_phase(self, name: str) -> None:
         self.phases.append(name)
@@ -200,3 +207,56 @@ def test_a_disk_that_refuses_the_last_save_is_an_error(
     monkeypatch.setattr(loop_room.checkpoint, "save", refuse)
     with pytest.raises(CheckpointError, match="no space"):
         run(StandIn(tmp_path), text, tmp_path / "cache")
+
+
+def test_what_is_saved_beside_the_training_is_what_a_run_that_waits_for_every_save_saves(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, waiting = tmp_path / "beside", tmp_path / "waiting"
+    beside.mkdir()
+    waiting.mkdir()
+    said = {"save_interval": 1, "keep": 9}
+    begin = Saves.begin
+    with monkeypatch.context() as patient:
+        patient.setattr(Saves, "begin", lambda self, *words, **names: (begin(self, *words, **names), self.finish()))
+        run(StandIn(waiting), text, tmp_path / "cache", **said)
+    write = PrivateFile.write
+
+    def slow(file: PrivateFile, data: bytes | memoryview) -> None:
+        time.sleep(0.0002)
+        write(file, data)
+
+    monkeypatch.setattr(PrivateFile, "write", slow)
+    monkeypatch.setattr(tensorfile, "_BLOCK", 1 << 12)
+    run(StandIn(beside), text, tmp_path / "cache", **said)
+    names = sorted(path.name for path in waiting.glob("*.safetensors"))
+    assert len(names) == 7
+    assert [path.name for path in sorted(beside.glob("*.safetensors"))] == names
+    assert [load(beside / name).digest for name in names] == [load(waiting / name).digest for name in names]
+
+
+@pytest.mark.parametrize("refused", [loop_room.checkpoint.BEST, "checkpoint_3.safetensors"])
+def test_a_best_model_that_could_not_be_saved_does_not_count_as_saved(
+    refused: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop_room.checkpoint.save
+    refusals: list[str] = []
+
+    def save(directory: Path, snapshot: Any, *, best: bool = False, **names: Any) -> Any:
+        name = loop_room.checkpoint.BEST if best else f"checkpoint_{snapshot.facts.state.step}.safetensors"
+        if name == refused and not refusals:
+            refusals.append(name)
+            raise CheckpointError(f"cannot save {name}: no space left on device", "free some room")
+        return real(directory, snapshot, best=best, **names)
+
+    monkeypatch.setattr(loop_room.checkpoint, "save", save)
+    guard = StandIn(tmp_path)
+    result, _ = run(guard, text, tmp_path / "cache", max_steps=4, save_interval=3)
+    assert result.complete
+    assert refusals == [refused]
+    assert guard.events.count("save failed") == 1
+    if refused == loop_room.checkpoint.BEST:
+        lost = next(row["val_ce"] for row in guard.rows if row["step"] == 3)
+        assert load(tmp_path / "checkpoint_3.safetensors").snapshot.facts.state.best_loss > lost
+    best = load(tmp_path / loop_room.checkpoint.BEST).snapshot.facts.state
+    assert best.best_loss == load(tmp_path / "checkpoint_4.safetensors").snapshot.facts.state.best_loss

@@ -1,0 +1,173 @@
+"""Saves beside the training in real trainers on a slow or full disk: stopped, killed, and gone on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kssm.checkpoint import load, newest_valid
+from solorun.stopping import SAME_REQUEST_S
+from tests.processes.conftest import QUICK, Trainers, progress_of, until
+from tests.processes.test_graceful_stop import stop
+
+# A trainer whose disk is slow: each write waits, and each fsync of a checkpoint; or full: no file beyond a limit.
+TRAINER = """
+import resource, sys, time
+from kssm import tensorfile
+from kssm.atomicfile import PrivateFile
+write_s, sync_s, limit = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+write, sync = PrivateFile.write, PrivateFile.sync
+def slow_write(file, data):
+    if "checkpoint" in file.path.name:
+        time.sleep(write_s)
+    write(file, data)
+def slow_sync(file):
+    if "checkpoint" in file.path.name:
+        time.sleep(sync_s)
+    sync(file)
+PrivateFile.write, PrivateFile.sync = slow_write, slow_sync
+tensorfile._BLOCK = 1 << 16
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+from kssm.cli import main
+sys.exit(main(["train", "v3", *sys.argv[4:]]))
+"""
+LONG = (*QUICK, "--max-steps", "100000", "--save-interval", "20", "--eval-interval", "100000")
+
+
+def start(
+    trainers: Trainers, directory: Path, *flags: str, write_s: float = 0.0, sync_s: float = 0.0, limit: int = 0
+) -> subprocess.Popen[str]:
+    """A trainer on such a disk."""
+    disk = (str(write_s), str(sync_s), str(limit))
+    return trainers.spawn([sys.executable, "-c", TRAINER, *disk, *flags, "--output-dir", str(directory)])
+
+
+def events(directory: Path, *names: str) -> list[dict[str, object]]:
+    """The journal's events of these names."""
+    try:
+        lines = (directory / "events.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [event for event in map(json.loads, lines) if event["event"] in names]
+
+
+def trains_and_saves(directory: Path) -> bool:
+    """Whether steps go on beside a save of an earlier one."""
+    beat, begun = progress_of(directory), events(directory, "saving")
+    return bool(beat and begun and beat.phase == "saving" and beat.step > int(str(begun[-1]["step"])))
+
+
+def test_a_stop_while_training_goes_on_beside_a_save_waits_for_it_even_beyond_its_patience(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    process = start(trainers, tmp_path, *LONG, sync_s=3.0)
+    until(lambda: trains_and_saves(tmp_path), 60, 0.001)
+    said = stop(tmp_path, "--grace", "1", "--kill", "--json")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    row = json.loads(said.stdout)
+    assert row["result"] == "stopped", "neither the save beside the training nor the last one was killed"
+    assert "it is saving" in said.stderr
+    steps = [event["step"] for event in events(tmp_path, "saved")]
+    assert steps == sorted(set(steps)), "no step is saved twice"
+    assert len(steps) == 2
+    assert row["step"] == row["checkpoint"]["step"] == steps[-1]
+    for step in steps:
+        assert load(tmp_path / f"checkpoint_{step}.safetensors").snapshot.facts.state.step == step
+    assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_a_stop_within_a_step_whose_state_is_being_saved_saves_it_once(trainers: Trainers, tmp_path: Path) -> None:
+    # Many micro-batches: the stop is heard in the middle of the step after the one that is being saved.
+    flags = (*QUICK, "--max-steps", "100000", "--save-interval", "1", "--eval-interval", "100000")
+    process = start(trainers, tmp_path, *flags, "--gradient-accumulation", "64", sync_s=2.0)
+    until(lambda: (beat := progress_of(tmp_path)) is not None and beat.phase == "saving", 60, 0.001)
+    stop(tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert [event["step"] for event in events(tmp_path, "saving", "saved")] == [1, 1]
+    assert "the state at step 1 is already saved in checkpoint_1.safetensors" in output
+
+
+def test_a_second_sigint_while_a_save_runs_beside_the_training_leaves_at_once_with_nothing_half(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    process = start(trainers, tmp_path, *LONG, write_s=0.2)  # a save takes most of a minute
+    until(lambda: list(tmp_path.glob(".checkpoint_20.*")), 60, 0.001)
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    until(lambda: time.monotonic() > asked + 2 * SAME_REQUEST_S)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not list(tmp_path.glob("*checkpoint*"))
+    assert not list(tmp_path.glob(".checkpoint*"))
+    assert not (tmp_path / "training.lock").exists()
+
+
+THIRTY = (*QUICK, "--max-steps", "30", "--save-interval", "10", "--eval-interval", "15")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A run of thirty steps that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("unbroken")
+    process = start(Trainers(cache), directory, *THIRTY)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("write_s", "sync_s"), [(0.2, 0), (0, 60)], ids=["while it is written", "before it is durable"]
+)
+def test_a_kill_beside_a_save_leaves_the_older_checkpoint_and_the_run_goes_on_to_the_bit(
+    write_s: float, sync_s: float, trainers: Trainers, unbroken: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    shutil.copy(unbroken / "checkpoint_10.safetensors", directory)
+    killed = start(trainers, directory, *THIRTY, write_s=write_s, sync_s=sync_s)
+    until(lambda: list(directory.glob(".checkpoint_20.*")), 60, 0.001)
+    if sync_s:
+        until(lambda: trains_and_saves(directory), 60, 0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=30)
+    assert events(directory, "saved") == []
+    assert len(list(directory.glob(".checkpoint_20.*"))) == 1
+    again = start(trainers, directory, *THIRTY)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert "left by a save that was killed" in output
+    assert "resumed from checkpoint_10.safetensors" in output
+    one, other = (load(place / "checkpoint_30.safetensors").snapshot.tensors for place in (unbroken, directory))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not list(directory.glob(".checkpoint*"))
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run_and_is_an_error_at_its_end(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    flags = (*QUICK, "--max-steps", "5", "--save-interval", "2", "--eval-interval", "100000")
+    process = start(trainers, tmp_path, *flags, limit=1 << 20)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert progress_of(tmp_path).step == 5  # type: ignore[union-attr]
+    for step in (2, 4):
+        assert f"WARNING: cannot save {tmp_path}/checkpoint_{step}.safetensors: file too large; training" in output
+    assert [event["step"] for event in events(tmp_path, "save failed")] == [2, 4, 5]
+    assert output.count(f"cannot save {tmp_path}/checkpoint_5.safetensors: file too large") >= 1
+    assert "Traceback" not in output
+    assert newest_valid(tmp_path, print) is None
+    assert not list(tmp_path.glob(".checkpoint*"))
