@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import solorun
 from kssm.config import ModelName, ReadoutName, train_config
-from kssm.errors import BadUsage, KssmError
+from kssm.errors import BadUsage, KssmError, LostRank
+from kssm.launched import Launch, launched
 from kssm.wishes import Wishes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,22 +40,34 @@ _TRAINING: dict[str, tuple[type, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    return _guarded(_parser().parse_args(argv))
+    return _guarded(_parsed(_parser(), argv))
 
 
 def train_main(model: ModelName, argv: Sequence[str] | None = None) -> int:
     """What `kssm/train_kssm_v3.py` and its sister run: `kssm train MODEL` with the same flags."""
     parser = argparse.ArgumentParser(description=f"Train K-SSM {model}, the only run in its results directory.")
     _add_training(parser, model)
-    return _guarded(parser.parse_args(argv))
+    return _guarded(_parsed(parser, argv))
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; of several ranks with the same mistake in them, rank 0 alone tells it."""
+    follows = os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+    with contextlib.redirect_stderr(io.StringIO()) if follows else contextlib.nullcontext():
+        return parser.parse_args(argv)
 
 
 def _guarded(arguments: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")
+    return _told(lambda: arguments.run(arguments))
+
+
+def _told(run: Callable[[], int]) -> int:
+    """The exit code of a command; what went wrong is said in words."""
     try:
-        code: int = arguments.run(arguments)
+        code = run()
     except solorun.SolorunError as error:
         return _fail(solorun.explain(error), error.exit_code)
     except KssmError as error:
@@ -180,12 +194,65 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    launch = launched(os.environ)
+    if launch is None:
+        return _lead(arguments, None)
+    if launch.rank:
+        return _follow(arguments, launch)
+    code, stopped = 1, False
+    try:
+        code = _told(lambda: _lead(arguments, launch))
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
+        stopped = code > 128
+        raise
+    finally:
+        if launch.world > 1:
+            _send_home(launch, code)
+        launch.end_launcher(code, stopped=stopped)
+    return code
+
+
+def _send_home(launch: Launch, code: int) -> None:
+    from kssm.ranks import send_home
+
+    send_home(launch, code)
+
+
+def _follow(arguments: argparse.Namespace, launch: Launch) -> int:
+    """Be one of the ranks beside rank 0, which holds the directory and speaks for all."""
+    with solorun.Follower() as run:
+        _require_libraries()
+        try:
+            _wishes(arguments)
+        except BadUsage as error:
+            return error.exit_code
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from kssm.following import follow
+
+        try:
+            code = follow(launch, cache_directory(), run)
+        except LostRank as error:
+            return error.exit_code
+        except KssmError as error:
+            return _fail(f"rank {launch.rank}: {_explain(error)}", error.exit_code)
+    if launch.local_world < launch.world:  # rank 0's own torchrun hears it from rank 0
+        launch.end_launcher(code, stopped=run.should_stop)
+    return code
+
+
+def _lead(arguments: argparse.Namespace, launch: Launch | None) -> int:
     _require_libraries()
     wishes = _wishes(arguments)
+    if launch is not None and wishes.fresh and (launch.attempt or launch.restarts_left):
+        raise BadUsage(
+            "--fresh would archive the run anew each time that torchrun restarts it",
+            "leave --max-restarts out, or name a new --output-dir instead of --fresh",
+        )
     directory = arguments.output_dir or _default_results(arguments.model)
-    with solorun.hold(directory, announce=_announce) as run:
+    with solorun.hold(directory, announce=_announce, launcher=launch.launcher if launch else None) as run:
         try:
-            _train_held(wishes, run, share=arguments.share_accelerator)
+            _train_held(wishes, run, launch, share=arguments.share_accelerator)
         except (KssmError, solorun.SolorunError) as error:
             text = _explain(error) if isinstance(error, KssmError) else solorun.explain(error)
             run.log(f"ERROR: {text}")
@@ -203,12 +270,13 @@ def _announce(line: str) -> None:
         return
 
 
-def _train_held(wishes: Wishes, run: solorun.Run, *, share: bool) -> None:
+def _train_held(wishes: Wishes, run: solorun.Run, launch: Launch | None, *, share: bool) -> None:
     _announce(f"run {run.run_id} in {run.directory}, PID {os.getpid()}")
     run.log(f"run {run.run_id} in {run.directory}, PID {os.getpid()}")
     # Waiting threads that spin make two threads slower than one on a machine that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from kssm.device import available
+    from kssm.ranks import device_of
     from kssm.report import Report
     from kssm.train import train
 
@@ -216,8 +284,10 @@ def _train_held(wishes: Wishes, run: solorun.Run, *, share: bool) -> None:
         _announce(f"warning: {line}")
         run.log(f"warning: {line}")
 
-    solorun.require_accelerator(available()[0] if wishes.device == "auto" else wishes.device, share=share, tell=warn)
-    train(wishes, cache_directory(), run, Report(run.log))
+    ranks = launch if launch is not None and launch.world > 1 else None
+    best = device_of(wishes.device) if ranks else available()[0] if wishes.device == "auto" else wishes.device
+    solorun.require_accelerator(best, share=share, tell=warn)
+    train(wishes, cache_directory(), run, Report(run.log), ranks)
 
 
 def _say_what_next(directory: Path) -> None:

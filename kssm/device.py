@@ -28,10 +28,12 @@ class Compute:
     Args:
         device: where the model lives.
         precision: bfloat16 means autocast; weights and oscillators stay float32 either way.
+        ranks: processes that share a step's rows.
     """
 
     device: torch.device
     precision: Literal["float32", "bfloat16"] = "float32"
+    ranks: int = 1
 
     def autocast(self) -> torch.autocast:
         """The context in which forward passes run."""

@@ -39,5 +39,9 @@ class CheckpointMismatch(KssmError):
     exit_code = 2
 
 
+class LostRank(KssmError):
+    """Another process of this run is gone; what rank 0 has is whole, up to the last step."""
+
+
 class Stopped(Exception):
     """A stop was asked for while a phase other than a training step was under way."""

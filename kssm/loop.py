@@ -14,9 +14,10 @@ from kssm.batches import Batch, validation_batches
 from kssm.config import ModelConfig, TrainConfig, as_facts
 from kssm.corpus import Corpus
 from kssm.device import Compute, clear_caches, is_out_of_memory
-from kssm.errors import Stopped
+from kssm.errors import LostRank, Stopped
 from kssm.evaluate import Evaluation, evaluate
 from kssm.model_blocks import KSSM
+from kssm.ranks import Ranks, Stoppable
 from kssm.report import Report, evaluation_lines, metrics_row, sample_lines, step_line
 from kssm.sample import sample
 from kssm.saves import Saves, Witness
@@ -34,16 +35,12 @@ PROMPT = "The "
 SAMPLE_TOKENS = 48
 
 
-class Guard(Witness, Protocol):
+class Guard(Stoppable, Witness, Protocol):
     """What the loop needs from whoever guards the run."""
 
     @property
     def run_id(self) -> str:
         """Names the run in every checkpoint."""
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether to leave at the next safe point."""
 
     @property
     def stop_reason(self) -> str:
@@ -90,6 +87,7 @@ class Loop:
         guard: who is told and asked.
         report: lines for people.
         saves: how it saves; its `release` is what the stepper calls before an update.
+        ranks: that compute the steps with this one; None for a run of one process.
     """
 
     def __init__(
@@ -104,6 +102,7 @@ class Loop:
         guard: Guard,
         report: Report,
         saves: Saves,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.stepper = stepper
@@ -115,6 +114,7 @@ class Loop:
         self.guard = guard
         self.report = report
         self.saves = saves
+        self.ranks = ranks
         self._held_out_rows = config.batch_size
 
     def run(self) -> bool:
@@ -123,6 +123,7 @@ class Loop:
         Raises:
             CheckpointError: the state at the end cannot be saved.
             KssmError: loss or gradient are not finite, or memory is full.
+            LostRank: another rank is gone; the last whole step is saved.
         """
         with self.saves:
             return self._run()
@@ -131,11 +132,12 @@ class Loop:
         total = self.config.max_steps
         self.report.begin("training", "step", self.state.step, total)
         try:
-            self._catch_up()
-            while self.state.step < total and not self.guard.should_stop:
-                self._advance()
-        except Stopped:
-            pass
+            self._go_on(total)
+        except LostRank as error:
+            self.report.end()
+            self.report.say(f"{error.what}: saving the state at step {self.state.step}")
+            self._save_last()
+            raise
         self.report.end()
         done = self.state.step >= total and self._evaluated()
         if not done:
@@ -144,6 +146,18 @@ class Loop:
             )
         self._save_last()
         return done
+
+    def _go_on(self, total: int) -> None:
+        try:
+            self._catch_up()
+            while self.state.step < total and not self._shall_stop():
+                self._advance()
+        except Stopped:
+            if self.state.step < total:  # the other ranks ask before their next step
+                self._shall_stop()
+
+    def _shall_stop(self) -> bool:
+        return self.guard.should_stop if self.ranks is None else self.ranks.agreed(self.guard)
 
     def _evaluated(self) -> bool:
         return self.state.evaluated_step == self.state.step
@@ -290,6 +304,7 @@ def surroundings(model: ModelConfig, compute: Compute) -> dict[str, str]:
     threads = str(torch.get_num_threads())
     facts = {
         **library_versions(), "device": compute.device.type, "precision": compute.precision, "threads": threads,
+        "ranks": str(compute.ranks),
     }  # fmt: skip
     return facts | ({"readout": readout.chosen(compute.device.type).name} if model.name == "v3" else {})
 

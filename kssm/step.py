@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from kssm.config import TrainConfig
 from kssm.device import Compute, clear_caches, is_out_of_memory
 from kssm.errors import KssmError, Stopped
 from kssm.model_blocks import KSSM
 from kssm.objective import Objective, objective
+from kssm.ranks import Ranks
 from kssm.schedule import lr_at
 
 
@@ -99,6 +101,19 @@ def adamw(model: KSSM, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
+class _Task(nn.Module):
+    """The objective as a module, since DistributedDataParallel wants to see the forward pass."""
+
+    def __init__(self, model: KSSM, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._config = config
+
+    def forward(self, rows: Tensor, noise: torch.Generator) -> Objective:
+        """See `objective`."""
+        return objective(self.model, rows, noise, self._config)
+
+
 class Stepper:
     """Takes optimizer steps; a step either happens as a whole or leaves the weights alone.
 
@@ -137,6 +152,24 @@ class Stepper:
         self._should_stop = should_stop
         self._before_update = before_update
         self._noise = torch.Generator(compute.device)
+        self._task: nn.Module = _Task(model, config)
+        self._ranks: Ranks | None = None
+        self._proven = 0
+
+    def share(self, ranks: Ranks) -> None:
+        """Compute each step together with other ranks from now on, beginning with rank 0's weights and optimizer.
+
+        Each rank takes its share of the rows. Its micro-batches have the noise that one process with the same
+        micro-batch would give them, so both differ by the order of summation alone.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        self._ranks = ranks
+        self._task = ranks.wrap(self._task)
+        held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        states = (self.optimizer.state[parameter] for parameter in held)
+        ranks.spread([state[name] for state in states for name in sorted(state)])
 
     def step(self, step: int) -> StepResult:
         """Train on the batch of one step.
@@ -150,8 +183,9 @@ class Stepper:
             Stopped: should_stop said so between two micro-batches; weights and optimizer are as before the step.
         """
         began = time.perf_counter()
-        rows = torch.from_numpy(self._batch(step).astype(np.int64)).to(self._compute.device)
-        sums, norm = self._gradients_within_memory(step, rows)
+        rows = torch.from_numpy(self._batch(step).astype(np.int64))
+        own = rows if self._ranks is None else self._ranks.own(rows)
+        sums, norm = self._gradients_within_memory(step, own.to(self._compute.device))
         # One wait for the device in a step, and before the weights change.
         loss, ce, reg, std, u, grad_norm, *layers = torch.cat((sums[:5], norm[None], sums[5:])).tolist()
         self._require_finite(step, loss, grad_norm)
@@ -171,31 +205,69 @@ class Stepper:
         """Clipped gradients of the whole batch, with as small a micro-batch as it takes; measurements and norm."""
         while True:
             try:
-                sums = self._gradients(step, rows)
-                return sums, torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
+                if self._ranks is None or self._is_proven(self._ranks, step, rows):
+                    sums = self._gradients(step, rows)
+                    return sums, torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                self._require_alone(step)
             # Outside the handler: while the error lives, its traceback holds the failed pass's tensors.
             self.optimizer.zero_grad(set_to_none=True)
             clear_caches(self._compute.device)
             self._halve_micro_batch(step, len(rows))
 
+    def _is_proven(self, ranks: Ranks, step: int, rows: Tensor) -> bool:
+        """Whether a micro-batch fits every rank's memory, tried out before the gradients of a step are added.
+
+        Once that has begun, a rank that begins again would leave the others waiting for gradients that never come.
+        """
+        if self._proven == self.micro_batch:
+            return True
+        fits = True
+        try:
+            self._add_gradient(step, 0, rows[: self.micro_batch], 1.0, together=False)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        if ranks.anywhere(not fits):
+            return False
+        self._proven = self.micro_batch
+        return True
+
+    def _require_alone(self, step: int) -> None:
+        if self._ranks is not None:
+            raise KssmError(
+                f"step {step}: out of memory on rank {self._ranks.launch.rank} with {self.micro_batch} sequences at a "
+                f"time, which had been enough",
+                "start again to go on from the last checkpoint; a smaller --batch-size takes less memory",
+            )
+
     def _gradients(self, step: int, rows: Tensor) -> Tensor:
         """Accumulates gradients; returns the step's mean loss, ce, reg, std of R, u and R of each layer."""
         self.optimizer.zero_grad(set_to_none=True)
         sums: list[Tensor] = []
-        for index, part in enumerate(torch.split(rows, self.micro_batch)):
+        parts = torch.split(rows, self.micro_batch)
+        for index, part in enumerate(parts):
             if index and self._should_stop():  # a step of the published batch takes a minute on a CPU
                 self.optimizer.zero_grad(set_to_none=True)
                 raise Stopped
-            self._noise.manual_seed(noise_seed(self._config.seed, step, index))
-            with self._compute.autocast():
-                result = objective(self.model, part, self._noise, self._config)
             share = len(part) / len(rows)
-            (result.loss * share).backward()  # type: ignore[no-untyped-call]
+            first = 0 if self._ranks is None else self._ranks.launch.rank * len(parts)
+            result = self._add_gradient(step, first + index, part, share, together=index + 1 == len(parts))
             sums.append(_measurements(result) * share)
-        return torch.stack(sums).sum(0)
+        own = torch.stack(sums).sum(0)
+        return own if self._ranks is None else self._ranks.mean(own)
+
+    def _add_gradient(self, step: int, micro_batch: int, part: Tensor, share: float, *, together: bool) -> Objective:
+        """Add a micro-batch's gradient to this rank's own; the last one of a step adds those of all ranks together."""
+        self._noise.manual_seed(noise_seed(self._config.seed, step, micro_batch))
+        with contextlib.nullcontext() if self._ranks is None else self._ranks.adding(together):
+            with self._compute.autocast():
+                result: Objective = self._task(part, self._noise)
+            (result.loss * share).backward()  # type: ignore[no-untyped-call]
+        return result
 
     def _halve_micro_batch(self, step: int, rows: int) -> None:
         size = min(self.micro_batch, rows)

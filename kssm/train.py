@@ -10,16 +10,18 @@ from typing import Protocol
 
 import torch
 
-from kssm import checkpoint, readout
+from kssm import checkpoint, following, leading, readout
 from kssm.batches import Batch, batch_at, batch_digest
 from kssm.checkpoint import Loaded
-from kssm.config import preset_name
+from kssm.config import TrainConfig, preset_name
 from kssm.corpus import Corpus, prepare
-from kssm.device import Compute, choose, default_size
+from kssm.device import Compute, default_size
 from kssm.errors import BadUsage, CheckpointError, Stopped
+from kssm.launched import Launch
 from kssm.loop import Guard, Loop, Origin, surroundings
 from kssm.models import build
 from kssm.plan import Plan, plan_continued, plan_fresh
+from kssm.ranks import Ranks
 from kssm.report import Report
 from kssm.saves import Saves
 from kssm.snapshot import TrainState, restore_model, restore_optimizer
@@ -58,7 +60,7 @@ class Result:
     directory: Path
 
 
-def train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> Result:
+def train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, launch: Launch | None = None) -> Result:
     """Train as wished in the guard's directory; a stop ends it early, with its state saved.
 
     Args:
@@ -66,12 +68,13 @@ def train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> R
         cache_dir: where token files lie.
         guard: who holds the directory.
         report: lines for people.
+        launch: this process, rank 0 of several that compute each step together; None for a run of one process.
 
     Raises:
         KssmError: told in one line what a person must change.
     """
     try:
-        return _train(wishes, cache_dir, guard, report)
+        return _train(wishes, cache_dir, guard, report, launch)
     except Stopped:
         report.end()
         report.say(f"TRAINING INTERRUPTED - Saving state... ({guard.stop_reason}, before the first step)")
@@ -79,30 +82,44 @@ def train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> R
         return Result(complete=False, state=None, directory=guard.directory)
 
 
-def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report) -> Result:
-    compute = choose(wishes.device, wishes.precision)
+def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, launch: Launch | None) -> Result:
+    compute = leading.compute_for(wishes, launch)
     torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
     found = _find_checkpoint(wishes, guard, report)
     corpus, source, vocabulary = _prepare_corpus(wishes, found, cache_dir, guard, report)
     plan = _plan(wishes, found, corpus, compute)
-    _introduce(plan, corpus, compute, report)
+    leading.require_whole_shares(plan.training, compute)
+    _introduce(plan, corpus, compute, launch, report)
     _choose_readout(plan, compute, wishes, report)
     _require_steps_ahead(plan, found)
     _archive(wishes, guard, report)
-    lineage = (*(found.snapshot.facts.lineage if found else ()), guard.run_id)
+    lineage = _lineage(found, guard.run_id)
     _require_running(guard)
-    loop = _assemble(plan, compute, Origin(corpus, source, vocabulary, lineage), found, guard, report)
+    origin = Origin(corpus, source, vocabulary, lineage)
+    group: Ranks | None = None
+    if launch is not None and not _is_complete(plan, found):
+        micro_batch, step = _micro_batch(plan.training, compute, found), _state(found).step
+        group = leading.form(launch, plan, source, vocabulary, corpus, step, micro_batch, compute, wishes.readout)
+    loop = _assemble(plan, compute, origin, found, guard, report, group)
     guard.describe(fingerprint=corpus.fingerprint[:12], parent_run_id=lineage[-2] if len(lineage) > 1 else None)
-    if _is_complete(loop):
+    if _is_complete(plan, found):
         report.say(f"this run is complete: {loop.state.step} of {plan.training.max_steps} steps are done")
         return Result(True, loop.state, guard.directory)
     guard.event("resumed" if found else "begun", step=loop.state.step)
     guard.enter_phase("training")
     complete = loop.run()
+    if group is not None:
+        group.part()
     guard.enter_phase("ending")
     if complete:
         report.say(f"TRAINING COMPLETE: {loop.state.step} steps, best validation CE {loop.state.best_loss:.4f}")
     return Result(complete, loop.state, guard.directory)
+
+
+def _lineage(found: Loaded | None, run_id: str) -> tuple[str, ...]:
+    """The runs behind this one, and it; what torchrun restarts under one supervisor goes on in its own run."""
+    before = found.snapshot.facts.lineage if found else ()
+    return before if before[-1:] == (run_id,) else (*before, run_id)
 
 
 def _require_running(guard: RunGuard) -> None:
@@ -110,8 +127,22 @@ def _require_running(guard: RunGuard) -> None:
         raise Stopped
 
 
-def _is_complete(loop: Loop) -> bool:
-    return loop.state.step >= loop.config.max_steps and loop.state.evaluated_step == loop.state.step
+def _state(found: Loaded | None) -> TrainState:
+    return found.snapshot.facts.state if found else TrainState(step=0, tokens_seen=0)
+
+
+def _is_complete(plan: Plan, found: Loaded | None) -> bool:
+    state = _state(found)
+    return state.step >= plan.training.max_steps and state.evaluated_step == state.step
+
+
+def _micro_batch(training: TrainConfig, compute: Compute, found: Loaded | None) -> int:
+    """As configured, but no more than a rank's share, and no more than memory has proven to take."""
+    size = min(training.batch_size, training.rows // compute.ranks)
+    facts = found.snapshot.facts if found else None
+    if facts is not None and facts.training["batch_size"] == training.batch_size:
+        size = max(1, min(size, facts.micro_batch))
+    return size
 
 
 def _find_checkpoint(wishes: Wishes, guard: RunGuard, report: Report) -> Loaded | None:
@@ -161,12 +192,12 @@ def _prepare_corpus(
     return corpus, source, vocabulary
 
 
-def _asker(guard: RunGuard, saves: Saves | None = None) -> Callable[[], bool]:
+def _asker(guard: RunGuard, group: Ranks | None = None, saves: Saves | None = None) -> Callable[[], bool]:
     def asked() -> bool:
         guard.beat()
         if saves is not None:
             saves.look()  # a step may be long: its save is told of as soon as it is durable
-        return guard.should_stop
+        return guard.should_stop if group is None else group.agreed(guard)
 
     return asked
 
@@ -196,16 +227,18 @@ def _plan(wishes: Wishes, found: Loaded | None, corpus: Corpus, compute: Compute
     return plan_fresh(wishes, wishes.size or default_size(compute.device), corpus.vocabulary)
 
 
-def _introduce(plan: Plan, corpus: Corpus, compute: Compute, report: Report) -> None:
+def _introduce(plan: Plan, corpus: Corpus, compute: Compute, launch: Launch | None, report: Report) -> None:
     model, training, facts = plan.model, plan.training, corpus.facts
     sizes = f"D {model.hidden}, L {model.layers}, N {model.oscillators}, H {model.harmonics}, V {model.vocabulary:,}"
     batch = f"{training.batch_size} x {training.gradient_accumulation} sequences of {training.seq_length} tokens"
     where = f"{compute.device.type}, {compute.precision}, {torch.get_num_threads()} threads"
+    where += f" on each of {compute.ranks} ranks" if compute.ranks > 1 else ""
     for line in (
         f"K-SSM {model.name} {preset_name(model)}: {sizes}; {where}",
         f"text: {facts.source}; tokenizer {facts.tokenizer}; fingerprint {corpus.fingerprint[:12]}",
         f"  {facts.train.tokens:,} tokens to learn from, {facts.validation.tokens:,} held out, by {facts.split}",
         f"training: {training.max_steps} steps of {batch}, lr {training.lr:g}, seed {training.seed}",
+        *leading.idle_cores(launch, compute),
     ):
         report.say(line)
 
@@ -217,7 +250,13 @@ def _choose_readout(plan: Plan, compute: Compute, wishes: Wishes, report: Report
 
 
 def _assemble(
-    plan: Plan, compute: Compute, origin: Origin, found: Loaded | None, guard: RunGuard, report: Report
+    plan: Plan,
+    compute: Compute,
+    origin: Origin,
+    found: Loaded | None,
+    guard: RunGuard,
+    report: Report,
+    group: Ranks | None,
 ) -> Loop:
     model = build(plan.model, plan.training.seed).to(compute.device)
     training, tokens = plan.training, origin.corpus.train
@@ -226,22 +265,23 @@ def _assemble(
     stepper = Stepper(
         model, training, compute,
         batch=lambda step: batch_at(tokens, seed=seed, step=step, rows=rows, length=length),
-        log=report.say, should_stop=_asker(guard, saves), before_update=saves.release,
+        log=report.say, should_stop=_asker(guard, group, saves), before_update=saves.release,
     )  # fmt: skip
+    stepper.micro_batch = _micro_batch(training, compute, found)
     allocate_state(stepper.optimizer)
-    state = TrainState(step=0, tokens_seen=0)
+    state = _state(found)
     if found is not None:
-        state = found.snapshot.facts.state
         restore_model(model, found.snapshot.tensors)
         restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
-        if found.snapshot.facts.training["batch_size"] == training.batch_size:
-            stepper.micro_batch = max(1, min(stepper.micro_batch, found.snapshot.facts.micro_batch))
         _say_what_changed(found, plan, compute, report)
         _receipt(found, batch_at(tokens, seed=seed, step=state.step, rows=rows, length=length), report)
     else:
         count = sum(parameter.numel() for parameter in model.parameters())
         report.say(f"starting at step 0 with {count:,} parameters")
-    return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report, saves)
+    if group is not None:
+        with guard.phase("waiting"):
+            following.share(stepper, group, guard)
+    return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report, saves, group)
 
 
 def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, report: Report) -> None:
@@ -249,7 +289,7 @@ def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, report: Repor
     facts = found.snapshot.facts
     learning = "max_steps (and with it the learning rates)"
     now = {**surroundings(plan.model, compute), learning: plan.training.max_steps}
-    saved = {**facts.libraries, learning: facts.training.get("max_steps")}
+    saved = {"ranks": "1", **facts.libraries, learning: facts.training.get("max_steps")}
     changed = [f"{name} {saved[name]} -> {now[name]}" for name in now if name in saved and saved[name] != now[name]]
     if changed:
         report.say(f"not bit for bit what an unbroken run would be: {', '.join(changed)}")

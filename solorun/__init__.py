@@ -18,10 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from solorun.errors import Held, NotSafe, Refused, SolorunError, explain
+    from solorun.follower import Follower
     from solorun.hold import Run, hold
     from solorun.sharing import require_accelerator
 
-__all__ = ["Held", "NotSafe", "Refused", "Run", "SolorunError", "__version__", "explain", "hold", "require_accelerator"]
+__all__ = [
+    "Follower", "Held", "NotSafe", "Refused", "Run", "SolorunError", "__version__", "explain", "hold",
+    "require_accelerator",
+]  # fmt: skip
 
 __version__ = "0.1.0"
 
@@ -34,7 +38,8 @@ class _Package(ModuleType):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        room = {"Run": "hold", "hold": "hold", "require_accelerator": "sharing"}.get(name, "errors")
+        rooms = {"Follower": "follower", "Run": "hold", "hold": "hold", "require_accelerator": "sharing"}
+        room = rooms.get(name, "errors")
         value = getattr(import_module(f"solorun.{room}"), name)
         setattr(self, name, value)
         return value

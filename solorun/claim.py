@@ -60,6 +60,7 @@ class Claim:
         *,
         supervisor: ProcessId | None,
         adopted: bool,
+        launcher: ProcessId | None = None,
         settle: bool = True,
     ) -> None:
         """Put up record and label for the training process, and write the run down.
@@ -80,6 +81,7 @@ class Claim:
             since=now,
             directory=self.lock.path,
             directory_inode=self.lock.inode,
+            launcher=launcher,
         )
         try:
             verdict = self.lock.publish(owner) or (self.lock.settle() if settle else None)

@@ -118,9 +118,20 @@ def _bound(pid: int, table: Mapping[int, Seen], marks: Mapping[int, Marks], owne
     if owner is not None:
         recorded = {owner.process, *filter(None, (owner.supervisor,))}
         pids = {one.pid for one in recorded if one.pid in table and table[one.pid].process == one}
-        if pid in pids or (run_id and run_id == owner.run_id):
+        if pid in pids or (run_id and run_id == owner.run_id) or _is_launched(pid, table, owner.launcher):
             bound |= pids & marks.keys()
     return bound
+
+
+def _is_launched(pid: int, table: Mapping[int, Seen], launcher: ProcessId | None) -> bool:
+    """Whether the launcher that the record names started it: the ranks of one run are siblings."""
+    at, seen = pid, set[int]()
+    while launcher is not None and at in table and at not in seen:
+        if table[at].process == launcher:
+            return True
+        seen.add(at)
+        at = table[at].row.parent
+    return False
 
 
 def _relays_joined(trees: list[set[int]], table: Mapping[int, Seen]) -> list[set[int]]:

@@ -84,9 +84,16 @@ class Run:
     @property
     def exit_code(self) -> int:
         """What the process shall exit with: 0, 128 + signal after a graceful stop, 1 after a lost directory."""
-        if not self._stop.asked:
-            return 0
-        return 128 + self._stop.signal if self._stop.signal else 1
+        return self._stop.exit_code
+
+    def ask_to_stop(self, reason: str, signal: int | None = None) -> None:
+        """Ask this run to stop, as a signal to it would: another process of the run has heard one.
+
+        Args:
+            reason: for the log and the journal.
+            signal: its number, for the exit code; None where there was none, and the run then exits with 1.
+        """
+        self._stop.ask(reason, signal)
 
     def progress(self, step: int, total: int = 0, **metrics: float) -> None:
         """Report a finished step: microseconds. With metrics, one more line in `metrics.jsonl`.
@@ -180,6 +187,8 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         announce: told the one line `Released lock` at the end, for a trainer that prints to a terminal.
         exit_on_stop: whether to raise SystemExit after a graceful stop.
         settle_s: how long to watch for an old-style trainer that races with this start.
+        launcher: PID of what started this process beside others of the same run (torchrun). It and all that it
+            started count as the run: a stop waits for them too.
 
     Raises:
         Held: (on entering) another run holds it; tells who, since when, and what to do.
@@ -194,11 +203,13 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         announce: Callable[[str], None] = lambda _line: None,
         exit_on_stop: bool = True,
         settle_s: float = lock.SETTLE_S,
+        launcher: int | None = None,
     ) -> None:
         self._directory = directory
         self._announce = announce
         self._exit_on_stop = exit_on_stop
         self._settle_s = settle_s
+        self._launcher = launcher
         self._stop = StopRequest()
         self._pid = 0
         self._before: Owner | None = None
@@ -220,7 +231,8 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
     def _take(self) -> Run:
         made = claim(self._directory, time.time, self._settle_s)
         try:
-            made.publish(process.identify_self(), _command_line(), supervisor=None, adopted=True)
+            launcher = process.identify(self._launcher) if self._launcher else None
+            made.publish(process.identify_self(), _command_line(), supervisor=None, adopted=True, launcher=launcher)
             heartbeat = Heartbeat(made.lock.fd, made.run_id)
             heartbeat.claim()
         except BaseException as error:
@@ -288,7 +300,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
             os.environ[RUN_ID_VARIABLE] = self._outer_run_id
 
     def _leave_to_supervisor(self, made: Claim, state: State, code: int, why: str) -> None:
-        made.event("trainer finished", state=state, why=why)
+        made.event("trainer finished", state=state, why=why, exit_code=code, signal=self._stop.signal)
         if _supervisor_lives():  # it reaps us, writes down the end and releases
             made.hand_back(self._before)
             return
@@ -296,7 +308,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         made.end(End(state, code, self._stop.signal, why), self._announce)
 
     def _outcome(self, kind: type[BaseException] | None, error: BaseException | None) -> tuple[State, int, str]:
-        if kind is None or (kind is SystemExit and self._stop.asked):
+        if kind is None or (kind is SystemExit and self._stop.asked and self._is_answer(error)):
             return ("interrupted", self._run.exit_code, self._stop.reason) if self._stop.asked else ("completed", 0, "")
         if kind is KeyboardInterrupt:
             return "interrupted", 130, "SIGINT twice: left at once"
@@ -304,6 +316,10 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
             return ("completed" if code == 0 else "crashed"), code, "" if code == 0 else f"exit status {code}"
         return "crashed", 1, f"{kind.__name__}: {error}".splitlines()[0][:300]
+
+    def _is_answer(self, error: BaseException | None) -> bool:
+        """Whether an exit answers the stop; another status than that says that something else went wrong."""
+        return isinstance(error, SystemExit) and error.code in (None, 0, self._run.exit_code)
 
 
 def _command_line() -> tuple[str, ...]:

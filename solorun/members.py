@@ -18,7 +18,7 @@ def members(
 
     Two ways lead to them, and neither finds all: a worker that was forked has the environment of the trainer's own
     start, which names no run when the trainer was started by hand; one in a session of its own, whose parent is gone,
-    descends from nobody.
+    descends from nobody. A launcher, with all that it started, is of the run that its record names.
 
     Args:
         owner: who holds the directory; None when the run is over and only its id is known.
@@ -28,8 +28,9 @@ def members(
     """
     found: dict[ProcessId, None] = {}
     if owner is not None:
-        found[owner.process] = None
-        found.update(dict.fromkeys(process.descendants(owner.process, parents)))
+        for root in (owner.process, owner.launcher):
+            if root is not None:
+                found.update(dict.fromkeys((root, *process.descendants(root, parents))))
     if run_id:
         found.update(dict.fromkeys(carriers(run_id)))
     supervisor = owner.supervisor if owner else None

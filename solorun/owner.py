@@ -65,6 +65,7 @@ class Owner:
         since: seconds since the epoch.
         directory: absolute path of the results directory when the lock was taken.
         directory_inode: its inode; a copied directory brings a record that is not about it.
+        launcher: what started the training process beside others of the same run (torchrun); None where nothing did.
     """
 
     run_id: str
@@ -77,6 +78,7 @@ class Owner:
     since: float
     directory: str
     directory_inode: int
+    launcher: ProcessId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,8 @@ def encode_owner(owner: Owner) -> bytes:
         "directory": owner.directory,
         "directory_inode": owner.directory_inode,
     }
+    if owner.launcher is not None:
+        facts["launcher"] = _process_facts(owner.launcher)
     return json.dumps(facts).encode() + b"\n"
 
 
@@ -279,6 +283,7 @@ def decode_owner(data: bytes) -> Owner:
             since=_moment(raw["since"]),
             directory=_text(raw["directory"]),
             directory_inode=int(raw["directory_inode"]),
+            launcher=_process(raw["launcher"]) if raw.get("launcher") is not None else None,
         )
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"not an owner record: {error!r}") from None

@@ -33,6 +33,13 @@ class StopRequest:
         """Whether the run shall end at its next safe point."""
         return bool(self.reason)
 
+    @property
+    def exit_code(self) -> int:
+        """What a run that was asked exits with: 128 + signal, 1 where there was no signal; 0 while nothing asks."""
+        if not self.asked:
+            return 0
+        return 128 + self.signal if self.signal else 1
+
     def ask(self, reason: str, number: int | None = None) -> None:
         """Ask for a stop; the first reason counts."""
         if not self.reason:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from solorun import process
 from solorun.causes import MemoryDeaths
@@ -31,7 +32,7 @@ from solorun.logs import tail
 from solorun.mirror import Mirror
 from solorun.owner import ProcessId
 from solorun.process import RUN_ID_VARIABLE
-from solorun.record import State
+from solorun.record import State, read_events
 from solorun.rundir import LOG, OUTPUT, PID
 from solorun.settings import Settings
 from solorun.signals import Signals
@@ -41,6 +42,7 @@ from solorun.watchdog import Watchdog
 _TICK_S = 0.1
 _LAST_COPY_S = 1.0
 _LAST_LINES = 20
+_RECENT = 1 << 16  # bytes of the journal in which a trainer's last word is looked for
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -298,6 +300,8 @@ class _Supervisor:
 
     def _finish(self, status: int, failure: str, seconds: float) -> Ended:
         outcome = Ended("crashed", CANNOT_EXECUTE, None, seconds) if failure else _ended(status, self.asked, seconds)
+        if outcome.state == "crashed" and not failure:
+            outcome = self._as_its_trainer_ended(outcome)
         why = failure or (process.signal_name(outcome.signal) if outcome.signal else "")
         lines = self._last_lines()
         self._take_pid_file_away()
@@ -313,6 +317,18 @@ class _Supervisor:
         if failure:
             raise BadUsage(f"cannot execute {self.plan.argv[0]!r}: {failure}", "check the command after `--`")
         return outcome
+
+    def _as_its_trainer_ended(self, outcome: Ended) -> Ended:
+        """A launcher such as torchrun calls it a failure, status 1, when its trainer leaves gracefully after a stop."""
+        last: dict[str, Any] = {}
+        with contextlib.suppress(OSError):
+            for event in read_events(self.claim.lock.fd, ("adopted", "trainer finished"), _RECENT):
+                handed_back = self.child is not None and event.get("pid") == self.child.pid
+                last = event if event.get("run_id") == self.claim.run_id and not handed_back else last
+        code, number = last.get("exit_code"), last.get("signal")
+        if last.get("state") != "interrupted" or number not in POLITE or not isinstance(code, int):
+            return outcome
+        return Ended("interrupted", code, number, outcome.seconds)
 
     def _memory_evidence(self) -> str:
         """What the kernel tells of memory that ran out, for a run that was killed though nobody asked it to stop."""

@@ -20,7 +20,8 @@ from solorun.cli import main
 
 def test_the_exports() -> None:
     assert set(solorun.__all__) == {
-        "Held", "NotSafe", "Refused", "Run", "SolorunError", "__version__", "explain", "hold", "require_accelerator",
+        "Follower", "Held", "NotSafe", "Refused", "Run", "SolorunError", "__version__", "explain", "hold",
+        "require_accelerator",
     }  # fmt: skip
     assert re.fullmatch(r"\d+\.\d+\.\d+", solorun.__version__)
 
@@ -28,11 +29,11 @@ def test_the_exports() -> None:
 def test_what_a_run_offers() -> None:
     offered = {name for name in dir(solorun.Run) if not name.startswith("_")}
     assert offered >= {
-        "beat", "describe", "directory", "enter_phase", "event", "exit_code", "log", "metrics", "phase", "progress",
-        "should_stop", "stop_reason",
+        "ask_to_stop", "beat", "describe", "directory", "enter_phase", "event", "exit_code", "log", "metrics", "phase",
+        "progress", "should_stop", "stop_reason",
     }  # fmt: skip
     assert list(inspect.signature(solorun.hold.__init__).parameters) == [
-        "self", "directory", "announce", "exit_on_stop", "settle_s",
+        "self", "directory", "announce", "exit_on_stop", "settle_s", "launcher",
     ]  # fmt: skip
 
 

@@ -1,0 +1,76 @@
+"""What rank 0 does before a run of several processes begins: refuse what cannot be shared, tell the others."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from kssm import ranks
+from kssm.config import ReadoutName, TrainConfig
+from kssm.corpus import Corpus
+from kssm.device import Compute, choose
+from kssm.errors import BadUsage
+from kssm.following import Brief
+from kssm.launched import Launch
+from kssm.plan import Plan
+from kssm.ranks import Ranks
+from kssm.wishes import Wishes
+
+
+def compute_for(wishes: Wishes, launch: Launch | None) -> Compute:
+    """Where to compute: the device that was wished for, or this rank's own of several.
+
+    Raises:
+        BadUsage: it is not here, or cannot be shared out.
+    """
+    if launch is None:
+        return choose(wishes.device, wishes.precision)
+    return ranks.own_device(launch, choose(ranks.device_of(wishes.device), wishes.precision))
+
+
+def require_whole_shares(training: TrainConfig, compute: Compute) -> None:
+    """Refuse an effective batch that the ranks cannot share equally: its mean would weigh some sequences more."""
+    if training.rows % compute.ranks:
+        raise BadUsage(
+            f"the effective batch of {training.batch_size} x {training.gradient_accumulation} = {training.rows} "
+            f"sequences cannot be shared equally by {compute.ranks} ranks",
+            "choose another --batch-size or --gradient-accumulation, or another --nproc-per-node",
+        )
+
+
+def idle_cores(launch: Launch | None, compute: Compute) -> list[str]:
+    """A line for people where torchrun's one thread for each rank leaves cores idle: a choice, no mistake to mend."""
+    if launch is None or compute.device.type != "cpu":
+        return []
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    share = cores // launch.local_world
+    if share <= torch.get_num_threads():
+        return []
+    return [f"  {cores} cores are here: OMP_NUM_THREADS={share} before torchrun would give each rank {share}"]
+
+
+def form(
+    launch: Launch, plan: Plan, source: str, vocabulary: str, corpus: Corpus, step: int, micro_batch: int,
+    compute: Compute, readout: ReadoutName,
+) -> Ranks:  # fmt: skip
+    """Tell the other ranks what to train, and form the process group with them.
+
+    Args:
+        launch: this process, rank 0.
+        plan: model and training.
+        source: text that was named, empty for the embedded one.
+        vocabulary: tokenizer that was asked for.
+        corpus: the tokens.
+        step: at which the run begins.
+        micro_batch: sequences at a time.
+        compute: device and precision.
+        readout: who computes v3's readout.
+
+    Raises:
+        LostRank: a rank is gone.
+    """
+    store = ranks.meet(launch)
+    ranks.say(store, Brief(plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, readout))
+    return Ranks(launch, store, compute.device)

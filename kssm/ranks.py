@@ -1,0 +1,329 @@
+"""The ranks of a run that several processes compute: how they meet, agree, share the rows and add their gradients.
+
+Rank 0 alone holds the results directory and speaks. The others wait at the launcher's key store for its word: what to
+train, or an exit code. Only then is a process group formed, so that nobody hangs in one when rank 0 is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from kssm.device import Compute
+from kssm.errors import BadUsage, LostRank
+from kssm.launched import Launch
+
+_MEET_S = 600.0
+_LEAVE_S = 60.0
+_LOOK_S = 0.05
+_CONNECT = timedelta(seconds=60)
+_STEP_WAIT = timedelta(minutes=30)
+"""How long a rank waits for another one within a step; all enter it together."""
+
+_WAIT = timedelta(days=1)
+"""How long the ranks wait for what rank 0 does alone: evaluate, sample, save. A dead rank is noticed at once."""
+
+_WORD, _HEARD = "word", "heard"
+
+
+class Stoppable(Protocol):
+    """What a rank asks and tells of a stop."""
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether this process was asked to stop."""
+
+    @property
+    def exit_code(self) -> int:
+        """What it shall exit with; 0 while nothing asks for a stop."""
+
+    def ask_to_stop(self, reason: str, signal: int | None = None) -> None:
+        """Ask for a stop, as a signal would."""
+
+
+def meet(launch: Launch, should_leave: Callable[[], bool] = lambda: False) -> Store:
+    """Connect to the key store where the ranks meet; each attempt of torchrun has keys of its own.
+
+    Args:
+        launch: this process.
+        should_leave: asked while there is no store yet.
+
+    Raises:
+        LostRank: nobody offers the store, or should_leave said so.
+    """
+    deadline = time.monotonic() + _MEET_S
+    # Torch would wait inside its own code, where no signal is heard, and complain of each attempt.
+    while launch.rank and not _is_offered():
+        if should_leave() or launch.is_orphaned or time.monotonic() > deadline:
+            raise LostRank("rank 0 does not come to where the ranks meet")
+        time.sleep(_LOOK_S)
+    with _or_lost("the ranks cannot meet"):
+        store, _, _ = next(rendezvous("env://", timeout=_CONNECT))
+    # Of an earlier attempt the agent's store may still hold the addresses.
+    return PrefixStore(f"kssm/{launch.attempt}", store)
+
+
+def _is_offered() -> bool:
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def say(store: Store, word: object) -> None:
+    """Rank 0's word to the others: what to train, or an exit code.
+
+    Raises:
+        LostRank: the store is gone, and with it the launcher.
+    """
+    with _or_lost("the ranks cannot be told what to train"):
+        store.set(_WORD, pickle.dumps(word))  # type: ignore[arg-type] # the stub knows text alone
+
+
+def hear(store: Store, launch: Launch, should_leave: Callable[[], bool]) -> Any:
+    """Rank 0's word, waited for however long it reads text; None when should_leave said so meanwhile.
+
+    Raises:
+        LostRank: rank 0 or the launcher is gone.
+    """
+    with _or_lost("rank 0 is gone"):
+        while not store.check([_WORD]):
+            if should_leave():
+                return None
+            if launch.is_orphaned:
+                raise LostRank("torchrun is gone")
+            time.sleep(_LOOK_S)
+        word = pickle.loads(store.get(_WORD))  # noqa: S301 - rank 0 of this very run wrote it
+        store.add(_HEARD, 1)
+    return word
+
+
+def send_home(launch: Launch, code: int) -> None:
+    """Tell ranks that still wait for a word to exit with this code, and stay until they have heard it."""
+    if dist.is_initialized() or launch.is_orphaned:
+        return  # they have their word, or the store is gone with torchrun
+    with contextlib.suppress(LostRank, dist.DistError, RuntimeError):
+        store = meet(launch)
+        if store.check([_WORD]):
+            return
+        say(store, code)
+        deadline = time.monotonic() + _LEAVE_S
+        while store.add(_HEARD, 0) < launch.world - 1 and time.monotonic() < deadline and not launch.is_orphaned:
+            time.sleep(_LOOK_S)
+
+
+def device_of(name: str) -> str:
+    """The device that "auto" means for several ranks: CUDA where there is one for each, else the CPU.
+
+    Raises:
+        BadUsage: one device cannot be shared out.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "mps":
+        raise BadUsage("--device mps: one device cannot be shared by several ranks", "use --device cpu, or one process")
+    return name
+
+
+def own_device(launch: Launch, compute: Compute) -> Compute:
+    """This rank's own device.
+
+    Raises:
+        BadUsage: more ranks than devices on this machine.
+    """
+    if compute.device.type != "cuda":
+        return Compute(compute.device, compute.precision, launch.world)
+    count = torch.cuda.device_count()
+    if launch.local_world > count:
+        raise BadUsage(
+            f"{launch.local_world} ranks on {socket.gethostname()}, but {count} CUDA devices: each rank needs its own",
+            f"use torchrun --nproc-per-node {count}, or --device cpu",
+        )
+    torch.cuda.set_device(launch.local_rank)
+    return Compute(torch.device("cuda", launch.local_rank), compute.precision, launch.world)
+
+
+class Ranks:
+    """The process group of a run.
+
+    Args:
+        launch: this process.
+        store: where the ranks have met.
+        device: that this rank computes on.
+
+    Attributes:
+        stopped: the exit code of the stop that all have agreed on; 0 until then.
+
+    Raises:
+        LostRank: another rank did not come.
+    """
+
+    def __init__(self, launch: Launch, store: Store, device: torch.device) -> None:
+        self.launch = launch
+        self.stopped = 0
+        if launch.local_world == launch.world:
+            # gloo would look up the machine's own name, which leads elsewhere, or nowhere, on many machines.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+        with _or_lost("the ranks cannot connect"):
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(
+                backend, store=PrefixStore("group", store), rank=launch.rank, world_size=launch.world,
+                timeout=_STEP_WAIT,
+            )  # fmt: skip
+            # Apart from the gradients: this one may wait for an evaluation, and never makes a GPU wait.
+            self._talk = dist.new_group(backend="gloo", timeout=_WAIT)
+
+    def agree(self, code: int) -> int:
+        """Whether anybody wants to stop, asked by all at the same place; once agreed, it stays so.
+
+        Args:
+            code: with which exit code this rank wants to; 0 to go on.
+
+        Returns:
+            The exit code of the stop, 0 to go on, the same on every rank.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        if not self.stopped:
+            self.stopped = self._largest(code)
+        return self.stopped
+
+    def agreed(self, run: Stoppable) -> bool:
+        """`agree` for a run, which then knows of a stop that another rank heard of.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        if self.launch.is_orphaned:
+            run.ask_to_stop("torchrun is gone")
+        code = self.agree(run.exit_code)
+        if code and not run.should_stop:
+            number = code - 128 if code > 128 else None
+            why = "torchrun is gone" if self.launch.is_orphaned else "another rank was asked to stop"
+            run.ask_to_stop(f"{_signal_name(number)}{why}", number)
+        return bool(code)
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether it is so on any rank.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        return bool(self._largest(int(here)))
+
+    def _largest(self, value: int) -> int:
+        tensor = torch.tensor([value])
+        with _or_lost("a rank of this run is gone"):
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, self._talk)
+        return int(tensor)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This rank's share of the rows of a step, [rows / world, S + 1]."""
+        return rows.chunk(self.launch.world)[self.launch.rank]
+
+    def wrap(self, module: nn.Module) -> DistributedDataParallel:
+        """A module whose backward adds the gradients of all ranks; it begins with rank 0's weights.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        cuda = next(module.parameters()).device.type == "cuda"
+        with _or_lost("a rank of this run is gone"):
+            self._wrapped = DistributedDataParallel(
+                module, device_ids=[self.launch.local_rank] if cuda else None,
+                gradient_as_bucket_view=True,
+            )  # fmt: skip
+        return self._wrapped
+
+    @contextlib.contextmanager
+    def adding(self, together: bool) -> Iterator[None]:
+        """What forward and backward of the wrapped module run in.
+
+        Args:
+            together: backward adds the gradients of all ranks; else it adds to this rank's own.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        with _or_lost("a rank of this run is gone") if together else self._wrapped.no_sync():
+            yield
+
+    def spread(self, tensors: list[Tensor]) -> None:
+        """Give every rank rank 0's values of these tensors.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        with _or_lost("a rank of this run is gone"):
+            for tensor in tensors:
+                # AdamW counts steps on the CPU, whatever the device of the weights.
+                dist.broadcast(tensor, 0, group=self._talk if tensor.device.type == "cpu" else None)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over the ranks, in place.
+
+        Raises:
+            LostRank: a rank is gone.
+        """
+        with _or_lost("a rank of this run is gone"):
+            dist.all_reduce(tensor)
+        return tensor.div_(self.launch.world)
+
+    def part(self) -> None:
+        """Wait until rank 0 has saved; the others then stay until it has let the directory go.
+
+        To torchrun the first exit with a code other than 0 is a failure, and it ends the rest: rank 0 must be first.
+        """
+        with contextlib.suppress(LostRank):
+            self._largest(0)
+            if self.launch.rank:
+                self._largest(0)
+
+
+@contextlib.contextmanager
+def _or_lost(what: str) -> Iterator[None]:
+    """Failures of the connection as what they are: another rank died, and torchrun tells which."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, LostRank) or not is_connection(error):
+            raise
+        raise LostRank(f"{what} ({_line(error)})", "the launcher tells which one; start again to go on") from None
+
+
+def is_connection(error: BaseException) -> bool:
+    """Whether an error of torch says that another rank cannot be reached."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Gloo", "NCCL", "Connection"))
+
+
+def _line(error: BaseException) -> str:
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text.rpartition("] ")[2][:160] or text[:160]
+
+
+def _signal_name(number: int | None) -> str:
+    import signal
+
+    return f"{signal.Signals(number).name}: " if number else ""
+
+
+def _loopback() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name.startswith("lo")), "lo0" if sys.platform == "darwin" else "lo")
