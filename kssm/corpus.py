@@ -12,26 +12,32 @@ import json
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kssm import tokenfile, vocabulary
 from kssm.atomicfile import clear_dead, reason, remedy, replacing
 from kssm.errors import CorpusError, Stopped
 from kssm.parts import Allotted, ByDocument, Survey, Tail, allot, divide, survey
-from kssm.texts import Piece, TextSource, text_source
-from kssm.tokenfile import CorpusFacts, Tokens, TokenWriter
+from kssm.texts import PIECE, Piece, TextSource, text_source
+from kssm.tokenfile import PARTS, CorpusFacts, Tokens, TokenWriter
 from kssm.vocabulary import LearnPairs, Vocabulary
 
 Progress = Callable[[str, int, int], None]
 
 # Raised when the same text and tokenizer begin to give other tokens.
 _FORMAT = 1
-_GROUP = 1 << 20
+
+# Enough text at a time to keep all cores busy, little enough to keep the memory small.
+_GROUP = max(1 << 20, 2 * PIECE * vocabulary.cores())
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -177,8 +183,8 @@ def _make(
     with replacing(path) as file, tempfile.TemporaryFile(dir=cache_dir) as later:
         writer = TokenWriter(file, later, tokenizer.size)
         pieces = allot(watch.pieces(text, "tokenizing", seen.bytes), seen, plan)
-        for group in _groups(pieces):
-            _add(writer, tokenizer, group)
+        for group, encoded in _encode(tokenizer, _groups(pieces)):
+            _add(writer, tokenizer.end, group, encoded)
         writer.finish(
             fingerprint=fingerprint,
             recipe=recipe,
@@ -194,9 +200,12 @@ def _make(
 _SPLITS: dict[type[ByDocument | Tail], str] = {ByDocument: "documents", Tail: "tail"}
 
 
-def _groups(allotted: Iterable[Allotted]) -> Iterator[list[Allotted]]:
-    """Enough pieces at a time to keep all cores busy, few enough to keep the memory small."""
-    group: list[Allotted] = []
+_Group = list[Allotted]
+_Encoded = list[NDArray[np.uint32]]
+
+
+def _groups(allotted: Iterable[Allotted]) -> Iterator[_Group]:
+    group: _Group = []
     size = 0
     for one in allotted:
         group.append(one)
@@ -208,7 +217,34 @@ def _groups(allotted: Iterable[Allotted]) -> Iterator[list[Allotted]]:
         yield group
 
 
-def _add(writer: TokenWriter, tokenizer: Vocabulary, group: list[Allotted]) -> None:
-    for one, ids in zip(group, tokenizer.encode_pieces([one.piece.text for one in group]), strict=True):
-        ended = np.append(ids, np.uint32(tokenizer.end)) if one.piece.last else ids
-        writer.add(one.part, ended, len(one.piece.data), int(one.opens))
+def _encode(tokenizer: Vocabulary, groups: Iterable[_Group]) -> Iterator[tuple[_Group, _Encoded]]:
+    """The groups in order with their ids; where that pays, encoded ahead while others are read, hashed and written."""
+
+    def encode(group: _Group) -> tuple[_Group, _Encoded]:
+        return group, tokenizer.encode_pieces([one.piece.text for one in group])
+
+    if tokenizer.alone:
+        yield from map(encode, groups)
+        return
+    # One thread turns ids into an array, which only one can do at a time, while the other's text keeps the cores busy.
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        begun: deque[Future[tuple[_Group, _Encoded]]] = deque()
+        for group in groups:
+            begun.append(threads.submit(encode, group))
+            if len(begun) > _AHEAD:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+def _add(writer: TokenWriter, end: int, group: _Group, encoded: _Encoded) -> None:
+    """Write a group, each part at once: counting costs the size of the vocabulary each time."""
+    for part in PARTS:
+        ids, size, documents = list[NDArray[np.uint32]](), 0, 0
+        for one, its in zip(group, encoded, strict=True):
+            if one.part == part:
+                ids += [its, np.array([end], dtype=np.uint32)] if one.piece.last else [its]
+                size += len(one.piece.data)
+                documents += one.opens
+        if ids:
+            writer.add(part, np.concatenate(ids), size, documents)

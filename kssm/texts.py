@@ -123,9 +123,12 @@ def text_source(where: str | Path | None) -> TextSource:
 
 def plain(markdown: str) -> str:
     """A play's marks for speakers, stage directions and headings turned into plain text."""
-    text = re.sub(r"^\*\*(.+?)\*\*[ \t]*$", r"\1:", markdown, flags=re.MULTILINE)
-    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
-    return re.sub(r"^#+ |[_*\\]", "", text, flags=re.MULTILINE)
+    # Patterns that begin with a line feed are searched for that; "^" is tried at every character, for seconds.
+    text = re.sub(r"\n\*\*(.+?)\*\*[ \t]*(?=\n|\Z)", lambda name: f"\n{name[1]}:", f"\n{markdown}")
+    while " \n" in text or "\t\n" in text:
+        text = text.replace(" \n", "\n").replace("\t\n", "\n")
+    text = re.sub(r"\n#+ ", "\n", text.rstrip(" \t"))
+    return text[1:].replace("_", "").replace("*", "").replace("\\", "")
 
 
 def _file(path: Path) -> TextFile:

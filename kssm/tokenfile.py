@@ -91,11 +91,11 @@ class CorpusFacts:
         known = {name: facts[name] for name in cls.__slots__}
         if known["dtype"] not in ("uint16", "uint32"):
             raise ValueError(f"tokens of type {known['dtype']!r}")
-        parts = {name: PartFacts(**{key: int(known[name][key]) for key in PartFacts.__slots__}) for name in _PARTS}
+        parts = {name: PartFacts(**{key: int(known[name][key]) for key in PartFacts.__slots__}) for name in PARTS}
         return cls(**{**known, **parts})
 
 
-_PARTS = ("train", "validation")
+PARTS = ("train", "validation")
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class TokenWriter:
     _hash: Any = field(init=False, default_factory=hashlib.sha256)
 
     def __post_init__(self) -> None:
-        self._tally = {part: _Tally(np.zeros(self.vocabulary, dtype=np.int64)) for part in _PARTS}
+        self._tally = {part: _Tally(np.zeros(self.vocabulary, dtype=np.int64)) for part in PARTS}
         self.file.write(bytes(HEADER))
 
     @property
@@ -158,7 +158,7 @@ class TokenWriter:
         Raises:
             CorpusError: a part has fewer than two tokens, or the facts do not fit the header.
         """
-        train, validation = (self._tally[part] for part in _PARTS)
+        train, validation = (self._tally[part] for part in PARTS)
         if train.tokens < 2 or validation.tokens < 2:
             raise CorpusError("the text is too short to divide into training and validation", "add text")
         self.later.seek(0)

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from kssm.atomicfile import reason, remedy
 from kssm.errors import BadUsage, CorpusError
+from kssm.words import WordTable, as_array, cuts_alike
 
 END = "<|end|>"
 DEFAULT_PAIRS = 8192
@@ -30,6 +31,9 @@ SAMPLE = 1 << 23
 
 _KNOWN_ENDS = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _CHOICES = "choose bpe, bpe:SIZE, bytes, tiktoken:NAME or the path of a tokenizer's .json file"
+
+# From so many cores on, the tokenizers library on all of them is faster than one core that looks words up.
+_MANY_CORES = 5
 
 # tiktoken would delete and download a ranks file that does not match, so it is checked before tiktoken sees it.
 _RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
@@ -62,9 +66,14 @@ class Vocabulary(ABC):
         """Hash of the tokenizer's JSON."""
         return hashlib.sha256(self.document.encode()).hexdigest()
 
+    @property
+    def alone(self) -> bool:
+        """Whether `encode_pieces` keeps the interpreter for itself: then no thread gains by running ahead of it."""
+        return True
+
     @abstractmethod
     def encode_pieces(self, pieces: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, on all cores; no special token comes from text, and none is added."""
+        """The ids of each text; no special token comes from text, and none is added."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -106,13 +115,23 @@ class Pairs(Vocabulary):
         engine.no_padding()
         engine.no_truncation()
         self._engine = engine
+        self._table = WordTable(self._encode) if cores() < _MANY_CORES and cuts_alike(json.loads(document)) else None
         size = max(ids.values()) + 1
         super().__init__(name or f"{size} {type(engine.model).__name__} tokens", size, end, document)
 
+    @property
+    def alone(self) -> bool:
+        """See Vocabulary."""
+        return self._table is not None
+
     def encode_pieces(self, pieces: Sequence[str]) -> list[NDArray[np.uint32]]:
         """See Vocabulary."""
-        encoded = self._engine.encode_batch_fast(list(pieces), add_special_tokens=False)
-        return [np.array(one.ids, dtype=np.uint32) for one in encoded]
+        if self._table is not None:
+            return self._table.encode_pieces(pieces)
+        return [as_array(ids) for ids in self._encode(pieces)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [one.ids for one in self._engine.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Vocabulary."""
@@ -141,10 +160,15 @@ class TiktokenRanks(Vocabulary):
         document = json.dumps({"kssm_vocabulary": "tiktoken", "name": name, "ranks_sha256": _RANKS_SHA256[name]})
         super().__init__(f"tiktoken {name}", self._engine.n_vocab, self._engine.eot_token, document)
 
+    @property
+    def alone(self) -> bool:
+        """See Vocabulary."""
+        return False
+
     def encode_pieces(self, pieces: Sequence[str]) -> list[NDArray[np.uint32]]:
         """See Vocabulary."""
-        encoded = self._engine.encode_ordinary_batch(list(pieces), num_threads=os.cpu_count() or 1)
-        return [np.array(ids, dtype=np.uint32) for ids in encoded]
+        encoded = self._engine.encode_ordinary_batch(list(pieces), num_threads=cores())
+        return [as_array(ids) for ids in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Vocabulary."""
@@ -243,6 +267,13 @@ def load(document: str, place: str) -> Vocabulary:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself
         raise CorpusError(f"{place} is not a tokenizer: {str(error)[:100]}", _CHOICES) from None
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    # Only some systems tell what a process was confined to.
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _spread(pieces: Iterable[str], share: float) -> Iterable[str]:

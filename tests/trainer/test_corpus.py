@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from kssm import corpus as corpus_module
 from kssm.corpus import Corpus, open_corpus, prepare
@@ -224,7 +225,28 @@ def test_wide_ids_take_wide_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert made.validation[-1] == 69_999
 
 
-def test_a_stop_at_any_piece_leaves_no_token_file(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cores", [1, 64])
+def test_the_tokens_are_those_of_the_library_on_few_cores_and_many(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    monkeypatch.setattr(corpus_module.vocabulary, "cores", lambda: cores)
+    monkeypatch.setattr(corpus_module, "_GROUP", 1 << 14)
+    made = prepare(folder, tmp_path / "cache", "bpe:400")
+    engine = Tokenizer.from_str(made.document)
+    wanted: list[list[int]] = [[], []]
+    held_out = set(documents(made.validation, made))
+    for file in text_source(folder).files:
+        text = file.path.read_text()
+        wanted[text in held_out] += [*engine.encode(text).ids, made.facts.end]
+    assert [made.train.tolist(), made.validation.tolist()] == wanted
+    assert made.tokenizer().alone == (cores == 1)
+
+
+@pytest.mark.parametrize("cores", [1, 64])
+def test_a_stop_at_any_piece_leaves_no_token_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    monkeypatch.setattr(corpus_module.vocabulary, "cores", lambda: cores)
     cache = tmp_path / "cache"
     for moment in range(0, 120, 17):
         questions = iter([False] * moment)
