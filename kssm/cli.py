@@ -137,7 +137,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         "--readout",
         default="auto",
         choices=get_args(ReadoutName),
-        help="who computes v3's readout (default: the fastest)",
+        help="who computes v3's readout: portable anywhere, native on the CPU, triton on CUDA, metal on MPS "
+        "(default: the fastest that works)",
     )
 
 

@@ -14,7 +14,7 @@ from kssm.errors import BadUsage
 ModelName = Literal["v2", "v3"]
 Size = Literal["tiny", "small", "medium", "large"]
 Precision = Literal["auto", "float32", "bfloat16"]
-ReadoutName = Literal["auto", "portable", "native"]
+ReadoutName = Literal["auto", "portable", "native", "triton", "metal"]
 
 
 def _require(holds: bool, reason: str) -> None:

@@ -13,7 +13,7 @@ says which one it uses, and a checkpoint remembers it.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,32 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from kssm.config import ReadoutName
 from kssm.errors import BadUsage
-from kssm.readout_native import NativeReadout, Unavailable
+from kssm.readout_maker import Readout, Unavailable, tried
+from kssm.readout_metal import MetalReadout
+from kssm.readout_native import NativeReadout
 from kssm.readout_portable import PortableReadout
 
-
-class Readout(Protocol):
-    """One way to compute the readout. All tensors are contiguous and on one device.
-
-    Attributes:
-        name: for people, and for checkpoints.
-    """
-
-    name: str
-
-    def forward(self, theta_MN: Tensor, H: int) -> Tensor:
-        """Phases [M, N] to readings [M, 3H]."""
-
-    def backward(self, theta_MN: Tensor, readings_MF: Tensor, d_readings_MF: Tensor) -> Tensor:
-        """The gradient of the loss by the phases, [M, N].
-
-        Args:
-            theta_MN: what forward was given.
-            readings_MF: what it gave, [M, 3H].
-            d_readings_MF: the gradient of the loss by the readings, [M, 3H].
-        """
-
-
+_FASTEST: dict[str, ReadoutName] = {"cpu": "native", "cuda": "triton", "mps": "metal"}
 _PORTABLE = PortableReadout()
 _in_use: dict[str, Readout] = {}
 
@@ -82,16 +62,34 @@ def order_parameters(theta_XN: Tensor, H: int) -> Tensor:
 
 
 def _find(device: str, name: ReadoutName) -> tuple[Readout, str]:
-    if name == "portable" or (name == "auto" and device != "cpu"):
+    kind = _FASTEST.get(device, "portable") if name == "auto" else name
+    if kind == "portable":
         return _PORTABLE, ""
     try:
-        if device != "cpu":
-            raise Unavailable(f"the native kernel is for the CPU, and the device is {device}")
-        return NativeReadout(), ""
+        if kind != _FASTEST.get(device):
+            raise Unavailable(_for_another(kind, device))
+        return tried(kind, lambda: _made(kind), device), ""
     except Unavailable as error:
         if name == "auto":
             return _PORTABLE, str(error)
         raise BadUsage(f"--readout {name}: {error}", "leave --readout out to choose the fastest that works") from None
+
+
+def _made(kind: str) -> Readout:
+    if kind == "native":
+        return NativeReadout()
+    if kind == "metal":
+        return MetalReadout()
+    try:
+        from kssm.readout_triton import TritonReadout  # torch's builds for CUDA bring triton, others do not
+    except ImportError as error:
+        raise Unavailable(f"the triton kernel needs triton ({error})") from None
+    return TritonReadout()
+
+
+def _for_another(kind: str, device: str) -> str:
+    home = next(each for each, fastest in _FASTEST.items() if fastest == kind)
+    return f"the {kind} kernel is for {'the CPU' if home == 'cpu' else home}, and the device is {device}"
 
 
 class _OrderParameters(torch.autograd.Function):

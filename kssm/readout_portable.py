@@ -17,12 +17,12 @@ _CHUNK_CPU = 2**17  # phases at a time: five buffers of 0.5 MB
 
 
 class PortableReadout:
-    """See `kssm.readout.Readout`."""
+    """See `kssm.readout_maker.Readout`."""
 
     name = "portable"
 
     def forward(self, theta_MN: Tensor, H: int) -> Tensor:
-        """See `kssm.readout.Readout`."""
+        """See `kssm.readout_maker.Readout`."""
         readings_MF = theta_MN.new_empty(len(theta_MN), 3 * H)
         for part in _parts(theta_MN):
             theta, out = theta_MN[part], readings_MF[part]
@@ -37,7 +37,7 @@ class PortableReadout:
         return readings_MF
 
     def backward(self, theta_MN: Tensor, readings_MF: Tensor, d_readings_MF: Tensor) -> Tensor:
-        """See `kssm.readout.Readout`."""
+        """See `kssm.readout_maker.Readout`."""
         g_re, g_im = harmonic_gradients(readings_MF, d_readings_MF, theta_MN.shape[1])  # [M, H] each
         d_theta_MN = torch.empty_like(theta_MN)
         for part in _parts(theta_MN):
@@ -79,5 +79,5 @@ def _multiply(re: Tensor, im: Tensor, cos: Tensor, sin: Tensor, spare: Tensor) -
 
 def _parts(theta_MN: Tensor) -> Iterator[slice]:
     M, N = theta_MN.shape
-    rows = max(1, _CHUNK_CPU // N) if theta_MN.device.type == "cpu" else max(M, 1)
+    rows = max(1, _CHUNK_CPU // max(N, 1)) if theta_MN.device.type == "cpu" else max(M, 1)
     return (slice(first, first + rows) for first in range(0, M, rows))

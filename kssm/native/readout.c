@@ -9,9 +9,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 /* Raised with every change of the functions below, so that a library left by an older version is not called. */
-#define KSSM_NATIVE_VERSION 1
+#define KSSM_NATIVE_VERSION 2
 
 #define MAGNITUDE_FLOOR 1e-8f
 /* Beyond this angle the three-part reduction of sincos loses digits. */
@@ -136,18 +139,40 @@ typedef struct {
     Rows forward, backward;
 } Form;
 
-static Form best_form(void) {
+static const Form forms[] = {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) return (Form){"avx512", forward_avx512, backward_avx512};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return (Form){"avx2", forward_avx2, backward_avx2};
-    return (Form){"sse2", forward_plain, backward_plain};
+    {"avx512", forward_avx512, backward_avx512},
+    {"avx2", forward_avx2, backward_avx2},
+    {"sse2", forward_plain, backward_plain},
 #elif defined(__aarch64__)
-    return (Form){"neon", forward_plain, backward_plain};
+    {"neon", forward_plain, backward_plain},
 #else
-    return (Form){"plain", forward_plain, backward_plain};
+    {"plain", forward_plain, backward_plain},
 #endif
+};
+#define FORMS ((int)(sizeof forms / sizeof *forms))
+
+static pthread_once_t asked = PTHREAD_ONCE_INIT;
+static int fastest; /* the first of the forms that this processor has; it has those after it too */
+
+/* Asks the processor itself: not every compiler's library knows what __builtin_cpu_supports wants to know. */
+static void ask_processor(void) {
+#if defined(__x86_64__)
+    unsigned a, b = 0, c = 0, d, saved = 0;
+    const unsigned avx2 = 1u << 5, avx512f = 1u << 16, fma_and_xsave = 1u << 12 | 1u << 27;
+    const unsigned ymm = 0x6, zmm = 0xe6; /* registers that the system keeps for a thread that does not run */
+    fastest = FORMS - 1;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & fma_and_xsave) != fma_and_xsave) return;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & avx2) || (saved & ymm) != ymm) return;
+    fastest = b & avx512f && (saved & zmm) == zmm ? 0 : 1;
+#endif
+}
+
+/* What this processor can do, the fastest first; NULL beyond the last. The slower ones are there to be tested. */
+static const Form *form_at(int index) {
+    pthread_once(&asked, ask_processor);
+    return index >= 0 && index < FORMS - fastest ? &forms[fastest + index] : NULL;
 }
 
 typedef struct {
@@ -184,18 +209,22 @@ static int on_threads(const Job *job, Rows rows, int64_t M, int threads) {
     return failed;
 }
 
-/* All arrays are contiguous float32; 0, or 1 where memory did not suffice. */
-int kssm_readout_forward(const float *theta, float *readings, int64_t M, int64_t N, int64_t H, int threads) {
+/* All arrays are contiguous float32; form counts from the fastest. 0, or 1 where memory did not suffice. */
+int kssm_readout_forward(const float *theta, float *readings, int64_t M, int64_t N, int64_t H, int threads, int form) {
     Job job = {.theta = theta, .readings = readings, .N = N, .H = H};
-    return on_threads(&job, best_form().forward, M, threads);
+    return on_threads(&job, form_at(form)->forward, M, threads);
 }
 
 int kssm_readout_backward(const float *theta, float *readings, const float *d_readings, float *d_theta, int64_t M,
-                          int64_t N, int64_t H, int threads) {
+                          int64_t N, int64_t H, int threads, int form) {
     Job job = {theta, readings, d_readings, d_theta, N, H};
-    return on_threads(&job, best_form().backward, M, threads);
+    return on_threads(&job, form_at(form)->backward, M, threads);
 }
 
-const char *kssm_native_form(void) { return best_form().name; }
+/* Name of a form; NULL where this processor has none of that index. */
+const char *kssm_native_form(int form) {
+    const Form *found = form_at(form);
+    return found ? found->name : NULL;
+}
 
 int kssm_native_version(void) { return KSSM_NATIVE_VERSION; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -9,76 +11,43 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from kssm import readout
 from kssm.errors import BadUsage
 from kssm.readout import order_parameters
-from kssm.readout_native import NativeReadout, Unavailable
+from kssm.readout_maker import Unavailable
+from kssm.readout_native import NativeReadout
 from kssm.readout_portable import PortableReadout
+from tests.trainer.phases import assert_right, gradients, phases, synchronised
 
 
-def native_works() -> bool:
-    try:
-        NativeReadout()
-    except Unavailable:
-        return False
-    return True
+def forms_until_refused() -> Iterator[NativeReadout]:
+    """The native kernel once for each instruction set of this processor, the fastest first."""
+    with contextlib.suppress(Unavailable):
+        for form in itertools.count():
+            yield NativeReadout(form=form)
 
 
-IMPLEMENTATIONS = ["portable", "native"] if native_works() else ["portable"]
+FORMS = {made.name: made for made in forms_until_refused()}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def chosen(request: pytest.FixtureRequest) -> Iterator[str]:
-    readout.choose("cpu", request.param)
-    yield request.param
-    readout.choose("cpu")
-
-
-def by_definition(theta: Tensor, H: int) -> Tensor:
-    n = torch.arange(1, H + 1, dtype=theta.dtype)
-    angles = theta[..., None] * n
-    re, im = angles.cos().mean(-2), angles.sin().mean(-2)
-    return torch.cat((re, im, (re**2 + im**2 + 1e-8).sqrt()), -1)
-
-
-def phases(*shape: int, spread: float = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    theta = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
-    return theta.to(dtype).requires_grad_()
-
-
-def gradients(theta: Tensor, H: int, direction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Readings and gradient in theta's precision, then by definition in float64."""
-    exact = theta.detach().double().requires_grad_()
-    fast, plain = order_parameters(theta, H), by_definition(exact, H)
-    (d_fast,) = torch.autograd.grad(fast, theta, direction.to(theta.dtype))
-    (d_plain,) = torch.autograd.grad(plain, exact, direction.to(theta.dtype).double())
-    return fast.double(), d_fast.double(), plain, d_plain
+@pytest.fixture(params=["portable", *FORMS])
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(readout._in_use, "cpu", FORMS.get(request.param, PortableReadout()))
+    return request.param
 
 
 @pytest.mark.parametrize("H", [1, 2, 7, 15, 16, 17, 32, 33, 65])
 @pytest.mark.parametrize("shape", [(5,), (3, 1), (2, 3, 9), (4, 48), (3, 192), (70, 131)])
 @pytest.mark.usefixtures("chosen")
 def test_float32_agrees_with_the_definition_in_float64(shape: tuple[int, ...], H: int) -> None:
-    theta = phases(*shape, dtype=torch.float32)
-    direction = torch.randn(*shape[:-1], 3 * H, generator=torch.Generator().manual_seed(1))
-    fast, d_fast, plain, d_plain = gradients(theta, H, direction)
-    few = 2 if shape[-1] < 16 else 1  # roundings of few oscillators do not cancel
-    torch.testing.assert_close(fast, plain, atol=few * 1e-6 * max(1, H / 32), rtol=0)
-    torch.testing.assert_close(d_fast, d_plain, atol=3e-5, rtol=3e-5)
+    assert_right(phases(*shape, dtype=torch.float32), H)
 
 
 @pytest.mark.parametrize("R", [0.0, 0.5, 0.9, 0.99, 0.9999])
 @pytest.mark.usefixtures("chosen")
 def test_float32_agrees_at_every_level_of_synchrony(R: float) -> None:
-    """As banks look in training: a common phase, and a spread that leaves R of it."""
-    spread = math.sqrt(-2 * math.log(R)) if R else 3.0
-    common = phases(256, 1, seed=2).detach()
-    theta = (common + phases(256, 192, spread=spread).detach()).float().requires_grad_()
-    fast, d_fast, plain, d_plain = gradients(theta, 32, torch.randn(256, 96, generator=torch.Generator()))
-    torch.testing.assert_close(fast, plain, atol=1e-6, rtol=0)
-    torch.testing.assert_close(d_fast, d_plain, atol=3e-5, rtol=3e-5)
+    assert_right(synchronised(256, R), 32)
 
 
 @pytest.mark.parametrize("value", [1e4, -3e5, 1e20])
@@ -86,9 +55,7 @@ def test_float32_agrees_at_every_level_of_synchrony(R: float) -> None:
 def test_a_phase_far_beyond_the_circle_is_still_read_rightly(value: float) -> None:
     theta = phases(3, 20, dtype=torch.float32).detach()
     theta[1, 7] = value
-    fast, d_fast, plain, d_plain = gradients(theta.requires_grad_(), 12, torch.ones(3, 36))
-    torch.testing.assert_close(fast, plain, atol=1e-6, rtol=0)
-    torch.testing.assert_close(d_fast, d_plain, atol=3e-5, rtol=3e-5)
+    assert_right(theta.requires_grad_(), 12)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -205,3 +172,14 @@ def test_a_kernel_of_another_machine_is_passed_over(tmp_path) -> None:
 def test_the_native_kernel_is_refused_for_another_device() -> None:
     with pytest.raises(BadUsage, match="for the CPU, and the device is mps"):
         readout.choose("mps", "native")
+
+
+def test_the_forms_of_the_native_kernel_are_told_apart_and_the_fastest_is_taken() -> None:
+    if not FORMS:
+        pytest.skip("the native kernel was not built")
+    assert all(name.startswith("native (") for name in FORMS)
+    assert readout.choose("cpu")[0].name == next(iter(FORMS))
+    with pytest.raises(Unavailable, match=f"has no form {len(FORMS)} of the native kernel"):
+        NativeReadout(form=len(FORMS))
+    with pytest.raises(Unavailable):
+        NativeReadout(form=-1)
