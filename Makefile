@@ -40,6 +40,7 @@ bench: install
 	$(BIN)/python3 -m benchmarks.lock
 	$(BIN)/python3 -m benchmarks.heartbeat
 	$(BIN)/python3 -m benchmarks.status
+	$(BIN)/python3 -m benchmarks.checkpoint
 	$(BIN)/python3 -m benchmarks.hammer --acquisitions 50000
 
 clean:

@@ -82,6 +82,11 @@ class Saves:
         else:
             self._leave()
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way or not yet told of."""
+        return self._pending is not None
+
     def begin(self, snapshot: Snapshot, *, best: bool = False, failed: Callable[[], None] = lambda: None) -> None:
         """Begin to write a checkpoint; its tensors may change only after `release`.
 

@@ -50,6 +50,48 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "thing.bin").read_bytes() == expected
 
 
+@pytest.mark.parametrize("system", ["takes it", "refuses", "has it not"])
+def test_the_disk_is_told_to_begin_before_all_is_written(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: list[tuple[int, int]] = []
+
+    def advise(_descriptor: int, offset: int, length: int, _advice: int) -> None:
+        ranges.append((offset, length))
+        if system == "refuses":
+            raise OSError(errno.EINVAL, "not on this disk")
+
+    if system == "has it not":
+        monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    else:
+        monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+        monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    monkeypatch.setattr("kssm.atomicfile._EARLY", 1000)
+    with replacing(tmp_path / "thing.bin") as file:
+        for _ in range(25):
+            file.write(bytes(100))
+    assert (tmp_path / "thing.bin").stat().st_size == 2500
+    assert ranges == ([] if system == "has it not" else [(0, 1000), (1000, 1000)])
+
+
+def test_a_directory_that_was_moved_away_is_noticed(tmp_path: Path) -> None:
+    here = tmp_path / "run"
+    here.mkdir()
+    with replacing(here / "thing.bin") as file:
+        file.require_in_place()
+        here.rename(tmp_path / "moved")
+        with pytest.raises(FileNotFoundError):
+            file.require_in_place()
+        here.mkdir()
+        file.path.write_bytes(b"another file of that name")
+        with pytest.raises(FileNotFoundError):
+            file.require_in_place()
+        file.path.unlink()
+        here.rmdir()
+        (tmp_path / "moved").rename(here)
+    assert (here / "thing.bin").exists()
+
+
 def test_a_failed_directory_sync_that_the_disk_does_not_know_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,23 +28,39 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-# A process that has loaded torch once and forks a saver for each line it reads; the savers are killed from here.
+# A process that has loaded torch once and forks a saver for each line it reads; the savers are killed from here. The
+# tensors hold the number of their step; beside the training they change as soon as they are read.
 SAVERS = """
 import os, sys
 from pathlib import Path
 import torch
 from kssm.checkpoint import prune, save
 from kssm.snapshot import Snapshot, SnapshotFacts, TrainState
+from kssm.writer import Writing
 torch.set_num_threads(1)
-tensors = {f"model.{number}": torch.full((1 << 18,), float(number)) for number in range(8)}
+directory, beside = Path(sys.argv[1]), sys.argv[2] == "beside"
+tensors = {f"model.{number}": torch.zeros(1 << 18) for number in range(8)}
+def write(between, read):
+    saved = save(directory, snapshot, between=between, read=read)
+    prune(directory, 3, {"run"}, 10**9)
+    return saved
 for line in sys.stdin:
     step = int(line)
     saver = os.fork()
     while not saver:
         step += 1
+        for tensor in tensors.values():
+            tensor.fill_(step)
         facts = SnapshotFacts(TrainState(step, step), {}, {}, "corpus", "plays", "run", ("run",), 8)
-        save(Path(sys.argv[1]), Snapshot(tensors, facts))
-        prune(Path(sys.argv[1]), 3, {"run"}, 10**9)
+        snapshot = Snapshot(tensors, facts)
+        if beside:
+            writing = Writing(write)
+            writing.wait_read()
+            for tensor in tensors.values():
+                tensor.fill_(-1)
+            writing.result()
+        else:
+            write(lambda: None, lambda: None)
         print("saved", step, flush=True)
     print("saver", saver, flush=True)
     os.waitpid(saver, 0)
@@ -53,8 +69,8 @@ for line in sys.stdin:
 
 
 @contextmanager
-def savers(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", SAVERS, str(directory)]
+def savers(directory: Path, how: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", SAVERS, str(directory), how]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         assert process.stdin
@@ -62,15 +78,24 @@ def savers(directory: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait(timeout=30)
 
 
-def kill_while_saving(process: subprocess.Popen[str], directory: Path, step: int, share: float) -> int:
-    """Let a saver go on after a step, kill it once it has written that share of a file; its last whole step."""
+def kill_while_saving(process: subprocess.Popen[str], directory: Path, step: int, whole: int, share: float) -> int:
+    """Let a saver go on after a step, kill it once it has made so many whole saves and written that share of the next.
+
+    Returns:
+        Its last whole step.
+    """
     assert process.stdin
     assert process.stdout
     process.stdin.write(f"{step}\n")
     process.stdin.flush()
-    while not (line := process.stdout.readline()).startswith("saver"):
-        step = int(line.split()[1])
-    pid, deadline = int(line.split()[1]), time.monotonic() + 20
+    wanted, pid = step + whole, 0
+    while not pid or step < wanted:
+        word, number = process.stdout.readline().split()
+        if word == "saver":
+            pid = int(number)
+        else:
+            step = int(number)
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         sizes = [_size(path) for path in directory.glob(".checkpoint_*.tmp")]
         if any(size >= share * (8 << 20) for size in sizes):
@@ -88,12 +113,15 @@ def _size(path: Path) -> int:
         return -1
 
 
-def test_no_kill_at_any_moment_of_saving_loses_what_was_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["standing still", "beside"])
+def test_no_kill_at_any_moment_of_saving_loses_what_was_saved(how: str, tmp_path: Path) -> None:
     moments = random.Random(7)
     step = leftovers = 0
-    with savers(tmp_path) as process:
+    with savers(tmp_path, how) as process:
         for _ in range(40):
-            told = kill_while_saving(process, tmp_path, step, moments.choice([0, moments.random(), 1]))
+            told = kill_while_saving(
+                process, tmp_path, step, moments.randrange(3), moments.choice([0, moments.random(), 1])
+            )
             leftovers += len(list(tmp_path.glob(".checkpoint_*.tmp")))
             said: list[str] = []
             found = newest_valid(tmp_path, said.append)
@@ -103,9 +131,11 @@ def test_no_kill_at_any_moment_of_saving_loses_what_was_saved(tmp_path: Path) ->
             assert all(line.startswith("cleared") for line in said)
             assert not list(tmp_path.glob(".*"))
             for path in sorted(tmp_path.glob("checkpoint_*")):
-                load(path)
+                held = load(path).snapshot
+                assert all((tensor == held.facts.state.step).all() for tensor in held.tensors.values())
             assert len(names(tmp_path)) >= min(reached, 3)
             step = reached
+    assert step >= 30, "many savers had made whole saves before"
     assert leftovers >= 20, "most kills struck in the middle of a file"
 
 
