@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import solorun
 from kssm.config import ModelName, ReadoutName, train_config
-from kssm.errors import BadUsage, KssmError, LostRank
+from kssm.errors import BadUsage, KssmError, LostRank, NotFinite
 from kssm.launched import Launch, launched
 from kssm.wishes import Wishes
 
@@ -233,7 +233,7 @@ def _follow(arguments: argparse.Namespace, launch: Launch) -> int:
 
         try:
             code = follow(launch, cache_directory(), run)
-        except LostRank as error:
+        except (LostRank, NotFinite) as error:  # rank 0 says it, or torchrun
             return error.exit_code
         except KssmError as error:
             return _fail(f"rank {launch.rank}: {_explain(error)}", error.exit_code)

@@ -43,5 +43,13 @@ class LostRank(KssmError):
     """Another process of this run is gone; what rank 0 has is whole, up to the last step."""
 
 
+class StepFailed(KssmError):
+    """A step that this process could not make though the ones before it could be; the weights are as before it."""
+
+
+class NotFinite(KssmError):
+    """A loss or a gradient that is no number, the same on every rank."""
+
+
 class Stopped(Exception):
     """A stop was asked for while a phase other than a training step was under way."""

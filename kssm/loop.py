@@ -14,7 +14,7 @@ from kssm.batches import Batch, validation_batches
 from kssm.config import ModelConfig, TrainConfig, as_facts
 from kssm.corpus import Corpus
 from kssm.device import Compute, clear_caches, is_out_of_memory
-from kssm.errors import LostRank, Stopped
+from kssm.errors import LostRank, StepFailed, Stopped
 from kssm.evaluate import Evaluation, evaluate
 from kssm.model_blocks import KSSM
 from kssm.ranks import Ranks, Stoppable
@@ -123,7 +123,7 @@ class Loop:
         Raises:
             CheckpointError: the state at the end cannot be saved.
             KssmError: loss or gradient are not finite, or memory is full.
-            LostRank: another rank is gone; the last whole step is saved.
+            LostRank, StepFailed: the ranks cannot go on; the last whole step is saved.
         """
         with self.saves:
             return self._run()
@@ -133,7 +133,7 @@ class Loop:
         self.report.begin("training", "step", self.state.step, total)
         try:
             self._go_on(total)
-        except LostRank as error:
+        except (LostRank, StepFailed) as error:
             self.report.end()
             self.report.say(f"{error.what}: saving the state at step {self.state.step}")
             self._save_last()

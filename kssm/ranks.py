@@ -77,6 +77,10 @@ def meet(launch: Launch, should_leave: Callable[[], bool] = lambda: False) -> St
     return PrefixStore(f"kssm/{launch.attempt}", store)
 
 
+def _meets_here() -> bool:
+    return os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost", "::1")
+
+
 def _is_offered() -> bool:
     try:
         socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 1.0).close()
@@ -176,7 +180,7 @@ class Ranks:
     def __init__(self, launch: Launch, store: Store, device: torch.device) -> None:
         self.launch = launch
         self.stopped = 0
-        if launch.local_world == launch.world:
+        if launch.local_world == launch.world and (launch.launcher or _meets_here()):
             # gloo would look up the machine's own name, which leads elsewhere, or nowhere, on many machines.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
         with _or_lost("the ranks cannot connect"):
@@ -243,10 +247,10 @@ class Ranks:
         Raises:
             LostRank: a rank is gone.
         """
-        cuda = next(module.parameters()).device.type == "cuda"
+        device = next(module.parameters()).device
         with _or_lost("a rank of this run is gone"):
             self._wrapped = DistributedDataParallel(
-                module, device_ids=[self.launch.local_rank] if cuda else None,
+                module, device_ids=[device] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )  # fmt: skip
         return self._wrapped

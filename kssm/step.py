@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kssm.config import TrainConfig
 from kssm.device import Compute, clear_caches, is_out_of_memory
-from kssm.errors import KssmError, Stopped
+from kssm.errors import KssmError, NotFinite, StepFailed, Stopped
 from kssm.model_blocks import KSSM
 from kssm.objective import Objective, objective
 from kssm.ranks import Ranks
@@ -238,7 +238,7 @@ class Stepper:
 
     def _require_alone(self, step: int) -> None:
         if self._ranks is not None:
-            raise KssmError(
+            raise StepFailed(
                 f"step {step}: out of memory on rank {self._ranks.launch.rank} with {self.micro_batch} sequences at a "
                 f"time, which had been enough",
                 "start again to go on from the last checkpoint; a smaller --batch-size takes less memory",
@@ -286,7 +286,7 @@ class Stepper:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
         self.optimizer.zero_grad(set_to_none=True)
-        raise KssmError(
+        raise NotFinite(
             f"step {step}: loss {loss}, gradient norm {grad_norm}; the weights are as they were before this step",
             "continue from the last checkpoint with a lower --lr",
         )

@@ -71,8 +71,10 @@ def program_of(argv: Sequence[str], cwd: str = "") -> str:
     target, rest, is_module = _target(argv)
     name = os.path.basename(target)
     if (is_module and target in _LAUNCHER_MODULES) or name in _LAUNCHERS:
-        scripts = (word for word in rest if word.endswith(".py"))
-        return _path(next(scripts, ""), cwd)
+        at = next((at for at, word in enumerate(rest) if word in ("-m", "--module") or word.endswith(".py")), len(rest))
+        if rest[at : at + 1] and rest[at].startswith("-"):
+            return program_of(("python3", "-m", *rest[at + 1 :]), cwd)
+        return _path("".join(rest[at : at + 1]), cwd)
     if name == "kssm" and rest[:1] == ["train"]:
         return " ".join(("kssm", *rest[:2]))
     if is_module:

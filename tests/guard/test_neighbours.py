@@ -47,6 +47,8 @@ INIT = seen(1, 0, "/sbin/init")
         ("python -m project.train --x", "-m project.train"),
         ("python -m torch.distributed.run --nproc-per-node 2 train.py", "/p/train.py"),
         ("/v/bin/python /v/bin/torchrun --standalone job.py", "/p/job.py"),
+        ("torchrun --standalone --nproc-per-node 2 -m kssm train v3 --output-dir r", "kssm train v3"),
+        ("torchrun -m models.serve --config a.py", ""),
         ("accelerate launch finetune.py", "/p/finetune.py"),
         ("./train.py", "/p/train.py"),
         ("vim train.py", ""),
