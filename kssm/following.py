@@ -63,14 +63,10 @@ def follow(launch: Launch, cache_dir: Path, run: Stoppable) -> int:
     Raises:
         KssmError: something on this machine does not allow it.
     """
-
-    def should_leave() -> bool:
-        return run.should_stop
-
-    store = ranks.meet(launch, should_leave)
-    word = ranks.hear(store, launch, should_leave)
+    store = ranks.meet(launch, lambda: run.should_stop)
+    word = ranks.hear(store, launch, run)
     if not isinstance(word, Brief):
-        return run.exit_code if word is None else int(word)
+        return int(word)
     torch.set_flush_denormal(True)
     compute = ranks.own_device(launch, choose(word.compute.device.type, word.compute.precision))
     readout.choose(compute.device.type, word.readout)

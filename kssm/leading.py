@@ -8,14 +8,12 @@ import sys
 import torch
 
 from kssm import ranks
-from kssm.config import ReadoutName, TrainConfig
-from kssm.corpus import Corpus
+from kssm.config import TrainConfig
 from kssm.device import Compute, choose
 from kssm.errors import BadUsage
 from kssm.following import Brief
 from kssm.launched import Launch
-from kssm.plan import Plan
-from kssm.ranks import Ranks
+from kssm.ranks import Ranks, Stoppable
 from kssm.wishes import Wishes
 
 
@@ -51,26 +49,14 @@ def idle_cores(launch: Launch | None, compute: Compute) -> list[str]:
     return [f"  {cores} cores are here: OMP_NUM_THREADS={share} before torchrun would give each rank {share}"]
 
 
-def form(
-    launch: Launch, plan: Plan, source: str, vocabulary: str, corpus: Corpus, step: int, micro_batch: int,
-    compute: Compute, readout: ReadoutName,
-) -> Ranks:  # fmt: skip
+def form(launch: Launch, word: Brief, run: Stoppable) -> Ranks:
     """Tell the other ranks what to train, and form the process group with them.
 
-    Args:
-        launch: this process, rank 0.
-        plan: model and training.
-        source: text that was named, empty for the embedded one.
-        vocabulary: tokenizer that was asked for.
-        corpus: the tokens.
-        step: at which the run begins.
-        micro_batch: sequences at a time.
-        compute: device and precision.
-        readout: who computes v3's readout.
-
     Raises:
+        Stopped: a rank was asked to stop meanwhile.
         LostRank: a rank is gone.
     """
     store = ranks.meet(launch)
-    ranks.say(store, Brief(plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, readout))
-    return Ranks(launch, store, compute.device)
+    ranks.say(store, word)
+    ranks.gather(store, launch, run)
+    return Ranks(launch, store, word.compute.device)

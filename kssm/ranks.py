@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
@@ -24,11 +25,12 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from kssm.device import Compute
-from kssm.errors import BadUsage, LostRank
+from kssm.errors import BadUsage, LostRank, Stopped
 from kssm.launched import Launch
 
 _MEET_S = 600.0
 _LEAVE_S = 60.0
+_ANSWER_S = 5.0
 _LOOK_S = 0.05
 _CONNECT = timedelta(seconds=60)
 _STEP_WAIT = timedelta(minutes=30)
@@ -37,7 +39,7 @@ _STEP_WAIT = timedelta(minutes=30)
 _WAIT = timedelta(days=1)
 """How long the ranks wait for what rank 0 does alone: evaluate, sample, save. A dead rank is noticed at once."""
 
-_WORD, _HEARD = "word", "heard"
+_WORD, _HEARD, _LEFT, _GO = "word", "heard", "left", "go"
 
 
 class Stoppable(Protocol):
@@ -51,7 +53,7 @@ class Stoppable(Protocol):
     def exit_code(self) -> int:
         """What it shall exit with; 0 while nothing asks for a stop."""
 
-    def ask_to_stop(self, reason: str, signal: int | None = None) -> None:
+    def ask_to_stop(self, reason: str, signal: int | None = None, /) -> None:
         """Ask for a stop, as a signal would."""
 
 
@@ -99,22 +101,88 @@ def say(store: Store, word: object) -> None:
         store.set(_WORD, pickle.dumps(word))  # type: ignore[arg-type] # the stub knows text alone
 
 
-def hear(store: Store, launch: Launch, should_leave: Callable[[], bool]) -> Any:
-    """Rank 0's word, waited for however long it reads text; None when should_leave said so meanwhile.
+def gather(store: Store, launch: Launch, run: Stoppable) -> None:
+    """Wait until all others have heard the word, then let all form the group; they come to it, or nobody does.
+
+    To wait for each other in torch's own code takes no notice of signals, nor of a rank that has left.
+
+    Raises:
+        Stopped: a rank was asked to stop meanwhile.
+        LostRank: a rank does not come.
+    """
+    deadline, code = time.monotonic() + _MEET_S, 1
+    with _or_lost("the ranks cannot be gathered"):
+        try:
+            while True:
+                _hear_of_stops(store, launch, run)
+                come = store.add(_HEARD, 0) + 1
+                if come == launch.world:
+                    code = 0
+                    return
+                if time.monotonic() > deadline:
+                    raise LostRank(f"of {launch.world} ranks only {come} have come", "start them all again")
+                time.sleep(_LOOK_S)
+        finally:
+            store.set(_GO, str(run.exit_code or code))
+
+
+def _hear_of_stops(store: Store, launch: Launch, run: Stoppable) -> None:
+    if store.check([_LEFT]):
+        run.ask_to_stop(*_reason(int(store.get(_LEFT)), launch))
+    if launch.is_orphaned:
+        run.ask_to_stop(*_reason(1, launch))
+    if run.should_stop:
+        raise Stopped
+
+
+def _reason(code: int, launch: Launch) -> tuple[str, int | None]:
+    """Why a rank stops that was not asked itself, and the signal that another one heard."""
+    if launch.is_orphaned:
+        return "torchrun is gone", None
+    number = code - 128 if code > 128 else None
+    name = f"{signal.Signals(number).name}: " if number else ""
+    return f"{name}another rank was asked to stop", number
+
+
+def hear(store: Store, launch: Launch, run: Stoppable) -> Any:
+    """Rank 0's word, waited for however long it reads text, and its leave to form the group.
+
+    Returns:
+        The word; the exit code, where there is nothing to form.
 
     Raises:
         LostRank: rank 0 or the launcher is gone.
     """
     with _or_lost("rank 0 is gone"):
         while not store.check([_WORD]):
-            if should_leave():
-                return None
-            if launch.is_orphaned:
-                raise LostRank("torchrun is gone")
-            time.sleep(_LOOK_S)
+            if run.should_stop:
+                store.set(_LEFT, str(run.exit_code))
+                return run.exit_code
+            _look_around(launch)
         word = pickle.loads(store.get(_WORD))  # noqa: S301 - rank 0 of this very run wrote it
         store.add(_HEARD, 1)
-    return word
+        if isinstance(word, int):
+            return word
+        return _leave_given(store, launch, run) or word
+
+
+def _leave_given(store: Store, launch: Launch, run: Stoppable) -> int:
+    """0 to form the group, else an exit code. Whoever is counted on leaves alone only when rank 0 answers no more."""
+    asked_at: float | None = None
+    while not store.check([_GO]):
+        if run.should_stop and asked_at is None:
+            asked_at = time.monotonic()
+            store.set(_LEFT, str(run.exit_code))
+        if asked_at is not None and time.monotonic() - asked_at > _ANSWER_S:
+            return run.exit_code
+        _look_around(launch)
+    return int(store.get(_GO))
+
+
+def _look_around(launch: Launch) -> None:
+    if launch.is_orphaned:
+        raise LostRank("torchrun is gone")
+    time.sleep(_LOOK_S)
 
 
 def send_home(launch: Launch, code: int) -> None:
@@ -215,12 +283,10 @@ class Ranks:
             LostRank: a rank is gone.
         """
         if self.launch.is_orphaned:
-            run.ask_to_stop("torchrun is gone")
+            run.ask_to_stop(*_reason(1, self.launch))
         code = self.agree(run.exit_code)
         if code and not run.should_stop:
-            number = code - 128 if code > 128 else None
-            why = "torchrun is gone" if self.launch.is_orphaned else "another rank was asked to stop"
-            run.ask_to_stop(f"{_signal_name(number)}{why}", number)
+            run.ask_to_stop(*_reason(code, self.launch))
         return bool(code)
 
     def anywhere(self, here: bool) -> bool:
@@ -320,12 +386,6 @@ def is_connection(error: BaseException) -> bool:
 def _line(error: BaseException) -> str:
     text = (str(error).splitlines() or [type(error).__name__])[0]
     return text.rpartition("] ")[2][:160] or text[:160]
-
-
-def _signal_name(number: int | None) -> str:
-    import signal
-
-    return f"{signal.Signals(number).name}: " if number else ""
 
 
 def _loopback() -> str:

@@ -17,6 +17,7 @@ from kssm.config import TrainConfig, preset_name
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, default_size
 from kssm.errors import BadUsage, CheckpointError, Stopped
+from kssm.following import Brief
 from kssm.launched import Launch
 from kssm.loop import Guard, Loop, Origin, surroundings
 from kssm.models import build
@@ -99,7 +100,9 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, lau
     group: Ranks | None = None
     if launch is not None and not _is_complete(plan, found):
         micro_batch, step = _micro_batch(plan.training, compute, found), _state(found).step
-        group = leading.form(launch, plan, source, vocabulary, corpus, step, micro_batch, compute, wishes.readout)
+        word = Brief(plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, wishes.readout)
+        with guard.phase("waiting"):
+            group = leading.form(launch, word, guard)
     loop = _assemble(plan, compute, origin, found, guard, report, group)
     guard.describe(fingerprint=corpus.fingerprint[:12], parent_run_id=lineage[-2] if len(lineage) > 1 else None)
     if _is_complete(plan, found):
