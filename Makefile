@@ -37,11 +37,7 @@ test: lint
 
 bench: install
 	@$(PIP) -e '.[bench]'
-	$(BIN)/python3 -m benchmarks.lock
-	$(BIN)/python3 -m benchmarks.heartbeat
-	$(BIN)/python3 -m benchmarks.status
-	$(BIN)/python3 -m benchmarks.checkpoint
-	$(BIN)/python3 -m benchmarks.hammer --acquisitions 50000
+	@$(BIN)/python3 -m benchmarks.performance
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

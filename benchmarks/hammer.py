@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import Row, tell
 from solorun import lock, process
 from solorun.owner import Gone, Owner
 
@@ -175,11 +176,17 @@ def main() -> int:
     parser.add_argument("--acquisitions", type=int, default=50_000)
     parser.add_argument("--fighters", type=int, default=8)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--rows", help="where to append the row, for `make bench`")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
     counts = hammer(arguments.acquisitions, arguments.fighters, arguments.seed)
     print(counts)
-    return 1 if counts.doubles or counts.errors or counts.stuck else 0
+    wrong = counts.doubles or counts.errors or counts.stuck
+    what = f"{arguments.fighters} processes fight for one directory, {counts.acquisitions:,} acquisitions"
+    fight = f"{counts.kills:,} SIGKILLs, {counts.removals:,} by-hand rm"
+    ours = f"{counts.seconds:.0f} s, {counts.errors} errors, {'stuck' if counts.stuck else 'never stuck'}"
+    tell([Row(what, fight, ours, f"{counts.doubles} double holders", "0 double holders, never stuck", not wrong)])
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def write_varied(folder: Path, megabytes: int) -> None:
             word: word + "".join(chance.choices("aeioulnrst", k=3)) for word in known if copy and chance.random() < 0.1
         }
         for number, play in enumerate(plays):
-            text = re.sub(r"[A-Za-z]{4,}", lambda found, new=new: new.get(found[0], found[0]), play)
+            text = "".join(new.get(word, word) for word in re.findall(r"[A-Za-z]{4,}|[A-Za-z]{1,3}|[^A-Za-z]+", play))
             (folder / f"{copy:03}-{number:02}.txt").write_text(text)
 
 
