@@ -12,11 +12,15 @@ A trainer holds its directory, or is refused with the reason:
             save()
 """
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import sys
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
     from solorun.errors import Held, NotSafe, Refused, SolorunError, explain
     from solorun.follower import Follower
     from solorun.hold import Run, hold
@@ -28,6 +32,9 @@ __all__ = [
 ]  # fmt: skip
 
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:
+    ModuleType = type(sys)  # the module `types` costs a status more than this file does
 
 
 class _Package(ModuleType):

@@ -7,8 +7,9 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from solorun.frozen import dataclass
 
 _ASK_S = 2.0
 _DEVICES = ("index", "uuid", "name", "memory.total", "memory.used")

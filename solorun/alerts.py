@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from solorun import disk, memory
 from solorun.disk import FLOOR, Room
+from solorun.frozen import dataclass, replace
 from solorun.hang import Busy, Certain, HangVerdict, Strong
 from solorun.memory import Memory, Shortfall
 from solorun.settings import Settings

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import process, status
 from solorun.errors import DirectoryProblem, SolorunError
+from solorun.frozen import dataclass
 from solorun.label import look
 from solorun.launch import TmuxSession
 from solorun.logs import follow, last_lines

@@ -9,13 +9,13 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from solorun import lock, process
 from solorun.closing import End, close_dead, register, write_end
 from solorun.errors import DirectoryProblem, directory_problem
+from solorun.frozen import replace
 from solorun.keeper import Keeper
 from solorun.label import look, read_owner
 from solorun.logs import LogFile

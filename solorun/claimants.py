@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from solorun import process
@@ -19,6 +18,10 @@ from solorun.owner import Alive, Gone, Held, Label, Owner
 from solorun.process.table import Seen
 from solorun.record import last_run
 from solorun.rundir import ARCHIVE, MARKS, WAITING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 _DEFAULT = re.compile(r"(?:^|/)train_kssm_(v\d+)\w*\.py$|^kssm train (v\d+)$", re.ASCII)
 """The procedure's trainers, whose default is results/kssm_VERSION below their working directory."""

@@ -6,12 +6,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from solorun import process, registry
 from solorun.causes import MemoryDeaths, cause_of, cause_of_vanishing, outcome, was_killed
+from solorun.frozen import dataclass, replace
 from solorun.lastwords import error_line, read_last_words, trouble
 from solorun.owner import Here
 from solorun.progress import read_progress

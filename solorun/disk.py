@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from solorun.frozen import dataclass
 from solorun.rundir import checkpoint_files
 from solorun.settings import Settings
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from solorun import process
+from solorun.frozen import dataclass
 from solorun.grouping import Claimant
 from solorun.owner import ProcessId
 

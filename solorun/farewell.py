@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from solorun.causes import outcome
+from solorun.frozen import dataclass
 from solorun.record import RunRecord
 from solorun.wording import ago, printable
 

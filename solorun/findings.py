@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from solorun.disk import Room, is_full
+from solorun.frozen import dataclass
 from solorun.memory import Memory, describe
 from solorun.neighbours import Orphan, Training
 from solorun.process.table import Seen

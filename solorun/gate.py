@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from solorun.frozen import dataclass
 
 NOT_LET_THROUGH = 125
 CANNOT_EXECUTE = 127

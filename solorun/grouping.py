@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 
+from solorun.frozen import dataclass, replace
 from solorun.owner import Owner, ProcessId
 from solorun.process.table import Seen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 RELAYS = frozenset({"tee", "ts", "script", "rotatelogs", "multilog", "logger", "cat"})
 """Programs that only carry another one's output into a file, and end when it ends."""

@@ -12,10 +12,11 @@ import os
 import select
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from solorun import errors
 from solorun.errors import SolorunError
+from solorun.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ long step and an endless loop look alike from outside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
+from solorun.frozen import dataclass
 from solorun.owner import Activity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 WINDOW_S = 0.5
 """Time between the two looks."""

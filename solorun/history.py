@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from solorun import process
 from solorun.causes import cause_of_vanishing, outcome
 from solorun.closing import OVER, asked_by
+from solorun.frozen import dataclass, replace
 from solorun.label import look_at, read_owner
 from solorun.owner import Foreign, Held
 from solorun.progress import read_progress

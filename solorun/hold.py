@@ -15,7 +15,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +23,7 @@ from solorun import lock, process
 from solorun.claim import Claim, claim
 from solorun.closing import End
 from solorun.errors import Held, directory_problem
+from solorun.frozen import replace
 from solorun.label import read_owner
 from solorun.owner import Owner, ProcessId
 from solorun.process import RUN_ID_VARIABLE

@@ -11,11 +11,11 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from solorun.errors import SolorunError, Unreachable
+from solorun.frozen import dataclass
 from solorun.remote import Answer, skew
 from solorun.settings import HostEntry
 from solorun.wording import printable

@@ -7,11 +7,26 @@ import itertools
 import os
 import stat
 import time
-from typing import Protocol
 
 from solorun import process
 from solorun.owner import Free, Gone, Label, Owner, Stale, Unknown, Verdict, decode_owner, judge, parse_label
 from solorun.rundir import LABEL, OWNER, PRIVATE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Placed(Protocol):
+        """What was written down about a run of one directory: `training.owner.json`, `run.json`."""
+
+        @property
+        def directory(self) -> str:
+            """Absolute path of that directory."""
+
+        @property
+        def directory_inode(self) -> int:
+            """Its inode; 0 when it was not written down."""
+
 
 EMPTY_GRACE_S = 0.25
 """How long an empty or garbled label may be a writer's between creating and writing (step 3)."""
@@ -79,18 +94,6 @@ def judge_found(directory: int, label: Label | Unknown | None, owner: Owner | No
         recorded = judge(None, owner, process.probe(owner.process.pid), here)
         return verdict if isinstance(recorded, Stale) else recorded
     return verdict
-
-
-class Placed(Protocol):
-    """What was written down about a run of one directory: `training.owner.json`, `run.json`."""
-
-    @property
-    def directory(self) -> str:
-        """Absolute path of that directory."""
-
-    @property
-    def directory_inode(self) -> int:
-        """Its inode; 0 when it was not written down."""
 
 
 def is_copy(directory: int, told: Placed) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from solorun.errors import BadUsage, DirectoryProblem
+from solorun.frozen import dataclass
 from solorun.hold import LOCK_VARIABLE, SUPERVISOR_VARIABLE
 from solorun.process import RUN_ID_VARIABLE
 from solorun.settings import RunEntry

@@ -11,10 +11,9 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from solorun import process
+from solorun.frozen import dataclass
 from solorun.label import (
     clear,
     create_exclusively,
@@ -32,6 +31,10 @@ from solorun.label import (
 from solorun.owner import Foreign, Free, Held, Label, Owner, ProcessId, Stale, Unknown, Verdict, encode_owner
 from solorun.rundir import LABEL, OWNER
 from solorun.truth import flock, guard_identity, identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SETTLE_S = 0.1
 SETTLE_AFTER_TAKEOVER_S = 0.25

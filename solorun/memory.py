@@ -5,18 +5,20 @@ Everything that differs between systems is in `read`; the rest is pure.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
+from solorun.frozen import dataclass
 from solorun.settings import Settings
 from solorun.wording import size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 STRAINED_PERCENT = 10.0
 """Linux: above this share of time spent waiting for memory, the machine is short of it, whatever is available."""
 
+_WAITED = "some avg10="
 _NO_LIMIT = 1 << 60
 _MARGIN = 1.1
 _ASK_S = 2.0
@@ -149,12 +151,11 @@ def read(
 
 
 def _read_linux(read_text: Callable[[str], str]) -> Memory | None:
-    facts = {name: int(number) * 1024 for name, number in re.findall(r"(\w+):\s+(\d+) kB", read_text("/proc/meminfo"))}
+    facts = dict(_sizes(read_text("/proc/meminfo")))
     if not facts.get("MemTotal"):
         return None
     available = facts.get("MemAvailable", facts.get("MemFree", 0) + facts.get("Cached", 0))
-    waiting = re.search(r"^some avg10=([\d.]+)", read_text("/proc/pressure/memory"), re.MULTILINE)
-    pressure = float(waiting[1]) if waiting else None
+    pressure = _pressure(read_text("/proc/pressure/memory"))
     limit, left = _cgroup(read_text)
     if limit is not None and limit < facts["MemTotal"]:
         available = min(available, left)
@@ -169,6 +170,30 @@ def _read_linux(read_text: Callable[[str], str]) -> Memory | None:
         limit=limit,
         strained=pressure is not None and pressure >= STRAINED_PERCENT,
     )
+
+
+def _sizes(text: str) -> Iterator[tuple[str, int]]:
+    """The lines `Name:  1234 kB`, in bytes."""
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        number, _, unit = rest.strip().partition(" ")
+        if unit == "kB" and number.isdigit():
+            yield name, int(number) * 1024
+
+
+def _pressure(text: str) -> float | None:
+    """The first number of the line `some avg10=0.12 avg60=...`, percent."""
+    for line in text.splitlines():
+        if line.startswith(_WAITED):
+            return _float(line[len(_WAITED) :].partition(" ")[0])
+    return None
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _cgroup(read_text: Callable[[str], str]) -> tuple[int | None, int]:
@@ -191,16 +216,16 @@ def _limits(
     read_text: Callable[[str], str], root: str, path: str, names: tuple[str, str, str]
 ) -> Iterable[tuple[int, int]]:
     """Limit and what is left of it in a group and every group above: each of them counts."""
-    here = Path(path.lstrip("/"))
-    for place in (here, *here.parents):  # a container sees its own group as the root: the paths above are then missing
-        group = Path(root, place)
+    parts = [part for part in path.split("/") if part]
+    for deep in range(len(parts), -1, -1):  # a container sees its own group as the root: those above are then missing
+        group = "/".join([root, *parts[:deep]])
         limit = _number(read_text(f"{group}/{names[0]}"))
         if limit is None or limit >= _NO_LIMIT:
             continue
         used = _number(read_text(f"{group}/{names[1]}")) or 0
-        cached = re.search(rf"^{names[2]} (\d+)", read_text(f"{group}/memory.stat"), re.MULTILINE)
+        counts = dict(line.partition(" ")[::2] for line in read_text(f"{group}/memory.stat").splitlines())
         # The kernel drops what it only cached of files before it kills anybody.
-        yield limit, max(0, limit - used + (int(cached[1]) if cached else 0))
+        yield limit, max(0, limit - used + (_number(counts.get(names[2], "")) or 0))
 
 
 def _number(text: str) -> int | None:
@@ -208,6 +233,8 @@ def _number(text: str) -> int | None:
 
 
 def _read_darwin(ask: Callable[[tuple[str, ...]], str]) -> Memory | None:
+    import re
+
     told = ask(("sysctl", "hw.memsize", "vm.swapusage", "kern.memorystatus_vm_pressure_level"))
     pages = ask(("vm_stat",))
     total = re.search(r"hw\.memsize: (\d+)", told)
@@ -246,7 +273,8 @@ def _read_psutil() -> Memory | None:
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="ascii", errors="replace")
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
     except OSError:
         return ""
 

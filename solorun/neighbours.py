@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+from solorun.frozen import dataclass
 from solorun.owner import ProcessId
 from solorun.process.table import Seen
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from solorun.frozen import dataclass
 from solorun.settings import NotifyEntry
 from solorun.wording import printable
 

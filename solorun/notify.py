@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from solorun.frozen import dataclass
 from solorun.logs import LogFile
 from solorun.notice import Message, Notice, called, message, wants
 from solorun.record import journal

@@ -6,10 +6,14 @@ and nothing after a reboot.
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
-from typing import Any
+from solorun.frozen import dataclass
+from solorun.readjson import read_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_ENDLESS = float("inf")
 
 PID_MAX = 2**22
 """The largest PID that Linux gives (macOS stops at 99,998)."""
@@ -240,6 +244,8 @@ def _judge_bare_label(label: Label, sighting: Sighting) -> Verdict:
 
 def encode_owner(owner: Owner) -> bytes:
     """The record as it stands on disk: one JSON object and a newline."""
+    import json
+
     facts = {
         "schema": 1,
         "run_id": owner.run_id,
@@ -271,7 +277,7 @@ def decode_owner(data: bytes) -> Owner:
         ValueError: it is torn, of another shape, or out of range.
     """
     try:
-        raw = json.loads(data)
+        raw = read_json(data)
         owner = Owner(
             run_id=_text(raw["run_id"]),
             process=_process(raw["process"]),
@@ -299,7 +305,7 @@ def _text(value: Any) -> str:
 
 def _moment(value: Any) -> float:
     moment = float(value)
-    if not math.isfinite(moment):
+    if not abs(moment) < _ENDLESS:  # neither is what is no number at all
         raise ValueError(f"since {moment} is no time")
     return moment
 

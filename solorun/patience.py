@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from solorun.frozen import dataclass
 
 _TERM_GRACE_S = 10.0
 _KILL_GRACE_S = 10.0

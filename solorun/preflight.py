@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import accelerator, disk, memory, process, status
@@ -29,6 +28,7 @@ from solorun.findings import (
     StaleCleared,
     who_runs,
 )
+from solorun.frozen import dataclass
 from solorun.label import look as look_at_lock
 from solorun.memory import Memory
 from solorun.neighbours import Orphan, Training, family, orphans, program_of, says_cpu, trainings
@@ -190,7 +190,9 @@ def look(
         held=_held(found, runs),
         orphans=orphaned,
         memory=memory.read(),
-        rooms=_rooms([f.directory for f in found] or [*filter(os.path.isdir, settings.roots)] or [Path.cwd()]),
+        rooms=_rooms(
+            [f.directory for f in found] or [*map(Path, filter(os.path.isdir, settings.roots))] or [Path.cwd()]
+        ),
         accelerators=seen,
         in_use=in_use(seen.devices, trainings(table, mine), table, mine, shared=shared),  # orphans use it as well
     )

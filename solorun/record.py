@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from typing import IO, Any, Literal
 
+from solorun.frozen import dataclass, replace
 from solorun.label import is_copy
+from solorun.readjson import read_json
 from solorun.rundir import EVENTS, METRICS, PRIVATE, RUN
 
-State = Literal["running", "completed", "interrupted", "crashed", "killed", "lost"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from typing import IO, Any, Literal
+
+    State = Literal["running", "completed", "interrupted", "crashed", "killed", "lost"]
+else:
+    State = str
 """`lost`: it was running when the machine, or every process of it, vanished without a word."""
 
 
@@ -85,10 +88,13 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 """What each value of `run.json` is; every field of a record has its kind here."""
 
 _LONGEST_LINE = 1 << 20
+_ENDLESS = float("inf")
 
 
 def new_run_id(now: float) -> str:
     """A name for a run: sortable by start, unique by chance (1 in 4 billion within one second)."""
+    import time
+
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now)) + os.urandom(4).hex()
 
 
@@ -103,7 +109,7 @@ def read_record(directory: int) -> RunRecord | None:
     except OSError:
         return None
     try:
-        raw = json.loads(os.read(fd, min(os.fstat(fd).st_size, 1 << 20)))  # a large buffer is slow to get
+        raw = read_json(os.read(fd, min(os.fstat(fd).st_size, 1 << 20)))  # a large buffer is slow to get
         known = {key: value for key, value in raw.items() if key in _KINDS}
         return RunRecord(**{**known, "program": tuple(known["program"])}) if _is_sound(known) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -140,6 +146,8 @@ def write_record(directory: int, record: RunRecord) -> None:
     Raises:
         OSError: the directory cannot be written; the old record stands.
     """
+    import json
+
     facts = {"schema": 1, **{name: getattr(record, name) for name in RunRecord.__slots__}}
     data = json.dumps(facts, indent=1).encode() + b"\n"
     private = f"{PRIVATE}{os.getpid()}.run.tmp"
@@ -181,6 +189,8 @@ def append_line(directory: int, name: str, facts: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    import json
+
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
     try:
         line = json.dumps(facts).encode() + b"\n"
@@ -215,7 +225,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | list | tuple | dict):
         return value
     number = float(value)
-    return number if math.isfinite(number) else None
+    return number if abs(number) < _ENDLESS else None  # no number at all is not less either
 
 
 def read_events(directory: int, names: Collection[str] = (), last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
@@ -239,7 +249,7 @@ def read_events(directory: int, names: Collection[str] = (), last_bytes: int | N
             if wanted and not any(name in line for name in wanted):
                 continue
             try:
-                event = json.loads(line)
+                event = read_json(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict) and isinstance(name := event.get("event"), str) and (not names or name in names):

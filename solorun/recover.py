@@ -6,13 +6,13 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import lock, process, torn
 from solorun.claimants import find
 from solorun.ending import Patience, end_all
 from solorun.errors import Refused, SolorunError, directory_problem
+from solorun.frozen import dataclass
 from solorun.grouping import Claimant
 from solorun.label import clear, look_at, read_label, read_owner
 from solorun.owner import Label, Owner, ProcessId, Stale

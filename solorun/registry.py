@@ -7,19 +7,23 @@ learned again from the journals. SQLite is imported only when there is something
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from solorun import kept
+from solorun.frozen import dataclass
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from typing import Any
 
 FILE = "runs.db"
+KEPT = "directories.kept"
+"""The directories of this machine as they were last read out of the registry: SQLite takes longer than all the rest."""
+
 SCHEMA = 1
 BUSY_S = 0.25
 """How long a start waits for another one that is writing."""
@@ -76,7 +80,7 @@ class Known:
     problem: str = ""
 
 
-def note(state: Path, *entries: Entry) -> bool:
+def note(state: str | os.PathLike[str], *entries: Entry) -> bool:
     """Write runs down, or what has become of them. False when that was not possible; never an exception.
 
     An entry whose end is not known does not wipe out an end that is.
@@ -86,48 +90,60 @@ def note(state: Path, *entries: Entry) -> bool:
         entries: the runs.
     """
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(state, 0o700, exist_ok=True)
         return _write(state, entries) or (_set_damaged_aside(state) and _write(state, entries))
     except Exception:  # whatever it is (no sqlite3 in this Python, no home): a start must not fail of it
         return False
 
 
-def read(state: Path) -> Known:
+def read(state: str | os.PathLike[str]) -> Known:
     """Every run that was ever noted. Changes nothing."""
-    path = state / FILE
+    path = os.path.join(state, FILE)
     if not os.path.isfile(path):  # also where a FIFO stands, which would block for ever
         return Known(())
+    from contextlib import closing
+
     try:
-        with _opened(path, "ro") as database:
+        with closing(_opened(path, "ro")) as database:
             newer = _version(database) > SCHEMA
             rows = [] if newer else database.execute(f"SELECT {_COLUMNS} FROM runs ORDER BY started DESC").fetchall()  # noqa: S608 - the columns are the constant above
     except Exception as error:  # a registry that cannot be read must not keep the roots from being shown
-        return Known((), f"the registry {str(path)!r} cannot be read ({error}); only the roots were looked at")
+        return Known((), f"the registry {path!r} cannot be read ({error}); only the roots were looked at")
     if newer:
-        return Known((), f"the registry {str(path)!r} is of a newer version of solorun; only the roots were looked at")
+        return Known((), f"the registry {path!r} is of a newer version of solorun; only the roots were looked at")
     return Known(tuple(entry for row in rows if (entry := _entry(row)) is not None))
 
 
-def directories(state: Path, machine: str) -> list[Path]:
-    """The directories on this machine that runs were started in and that still exist, the latest first.
+def started_in(state: str | os.PathLike[str], machine: str) -> tuple[list[str], str]:
+    """The directories on this machine that runs were started in, the latest first, and `Known.problem`.
 
     Args:
         state: the user's state directory.
         machine: identity of this machine; directories of another one are not here.
     """
-    return [path for path in of_machine(read(state), machine) if path.is_dir()]
+    path, place = os.path.join(state, FILE), os.path.join(state, KEPT)
+    now = time.time()
+    try:
+        seen = kept.stamp(os.stat(path))
+    except OSError:
+        return [], ""
+    answer = kept.read(place)
+    # A journal may be a change that was not finished: SQLite knows what is to be done with it.
+    if isinstance(answer, tuple) and answer[:2] == (machine, seen) and not os.path.lexists(f"{path}-journal"):
+        return answer[2], ""
+    known = read(state)
+    found = list(dict.fromkeys(str(entry.directory) for entry in known.entries if entry.machine == machine))
+    if not known.problem and kept.is_settled(seen, now):
+        kept.write(place, (machine, seen, found))
+    return found, known.problem
 
 
-def of_machine(known: Known, machine: str) -> list[Path]:
-    """The same of what was read already, with those that are gone."""
-    return list(dict.fromkeys(entry.directory for entry in known.entries if entry.machine == machine))
-
-
-def _write(state: Path, entries: Iterable[Entry]) -> bool:
+def _write(state: str | os.PathLike[str], entries: Iterable[Entry]) -> bool:
     """False when the file is no database."""
     import sqlite3
+    from contextlib import closing
 
-    path = state / FILE
+    path = os.path.join(state, FILE)
     if os.path.exists(path) and not os.path.isfile(path):
         return True
     rows = [
@@ -136,7 +152,7 @@ def _write(state: Path, entries: Iterable[Entry]) -> bool:
         for e in entries
     ]  # fmt: skip
     try:
-        with _opened(path, "rwc") as database, database:
+        with closing(_opened(path, "rwc")) as database, database:
             if _version(database) > SCHEMA:
                 return True  # it belongs to a newer solorun: not ours to write
             database.execute(_TABLE)
@@ -154,17 +170,12 @@ def _write(state: Path, entries: Iterable[Entry]) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+def _opened(path: str, mode: str) -> sqlite3.Connection:
     import sqlite3
     from urllib.parse import quote
 
     address = f"file:{quote(os.fsencode(path))}?mode={mode}"
-    database = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level="IMMEDIATE")
-    try:
-        yield database
-    finally:
-        database.close()
+    return sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level="IMMEDIATE")
 
 
 def _version(database: sqlite3.Connection) -> int:
@@ -172,6 +183,8 @@ def _version(database: sqlite3.Connection) -> int:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry | None:
+    from pathlib import Path
+
     run_id, directory, machine, host, user, started, pid, ended, outcome, last_step = row
     try:
         path = Path(os.fsdecode(directory))
@@ -183,12 +196,15 @@ def _entry(row: tuple[Any, ...]) -> Entry | None:
         return None
 
 
-def _set_damaged_aside(state: Path, clock: Callable[[], float] = time.time) -> bool:
+def _set_damaged_aside(state: str | os.PathLike[str], clock: Callable[[], float] = time.time) -> bool:
     """Give a damaged file another name, so that a new one can be begun. False when another process is at it."""
+    import contextlib
+    import fcntl
+
     fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_damaged(state / FILE):  # another process was quicker, and this is its new file
+        if not _is_damaged(os.path.join(state, FILE)):  # another process was quicker, and this is its new file
             return True
         aside = f"{FILE}.damaged-{clock():.0f}-{os.getpid()}"
         os.rename(FILE, aside, src_dir_fd=fd, dst_dir_fd=fd)
@@ -199,11 +215,12 @@ def _set_damaged_aside(state: Path, clock: Callable[[], float] = time.time) -> b
     return True
 
 
-def _is_damaged(path: Path) -> bool:
+def _is_damaged(path: str) -> bool:
     import sqlite3
+    from contextlib import closing
 
     try:
-        with _opened(path, "ro") as database:
+        with closing(_opened(path, "ro")) as database:
             return bool(database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok")
     except sqlite3.OperationalError:
         return False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from solorun.frozen import dataclass
 from solorun.grouping import Claimant
 from solorun.rundir import EVENTS, LABEL, LOG, METRICS, OUTPUT, OWNER, PID, PROGRESS, RUN
 from solorun.scenario import (

@@ -15,13 +15,13 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from solorun import __version__
 from solorun.errors import BadUsage, SolorunError, Unreachable
 from solorun.farscript import NO_DIRECTORY, NO_SOLORUN, login_line, question_script, verb_script
+from solorun.frozen import dataclass
 from solorun.launch import OWN_VARIABLES
 from solorun.settings import HostEntry, Settings
 from solorun.stopping import POLITE

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+
+from solorun.frozen import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    Recall = Callable[[str, Sequence[str]], Mapping[str, Sequence[str]]]
 
 LABEL = "training.lock"
 OWNER = "training.owner.json"
@@ -30,7 +35,7 @@ MARKS = (LABEL, RUN, LOG, OWNER)
 """A directory with one of these is a results directory."""
 
 _DEEPEST = 6
-_CHECKPOINT = re.compile(r"checkpoint_(\d+)\.[A-Za-z0-9]+", re.ASCII)
+_CHECKPOINT = "checkpoint_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,21 @@ class RunDir:
         return self.path / ARCHIVE / run_id
 
 
+def checkpoint_step(name: str) -> int | None:
+    """The step of a checkpoint's name, `checkpoint_STEP.KIND` in plain letters and digits; None for another name."""
+    if not name.startswith(_CHECKPOINT) or not name.isascii():
+        return None
+    step, _, kind = name[len(_CHECKPOINT) :].partition(".")
+    return int(step) if step.isdigit() and kind.isalnum() else None
+
+
+def tidy(path: str | os.PathLike[str]) -> str:
+    """A path as `pathlib` spells it: no empty parts, no dots that lead nowhere, no slash at the end."""
+    text = os.fspath(path)
+    above = "//" if text.startswith("//") and not text.startswith("///") else "/" if text.startswith("/") else ""
+    return above + "/".join(part for part in text.split("/") if part not in ("", ".")) or "."
+
+
 def checkpoint_files(directory: int, names: Iterable[str] | None = None) -> list[CheckpointFile]:
     """The checkpoints of a results directory, newest step first; a directory that cannot be read has none.
 
@@ -109,14 +129,14 @@ def checkpoint_files(directory: int, names: Iterable[str] | None = None) -> list
     except OSError:
         return []
     for name in listed:
-        if not name.startswith("checkpoint_") or (match := _CHECKPOINT.fullmatch(name)) is None:
+        if (step := checkpoint_step(name)) is None:
             continue
         try:
             facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except OSError:
             continue
         if stat.S_ISREG(facts.st_mode):
-            found.append(CheckpointFile(int(match[1]), name, facts.st_size, facts.st_mtime))
+            found.append(CheckpointFile(step, name, facts.st_size, facts.st_mtime))
     return sorted(found, key=lambda file: (file.step, file.written), reverse=True)
 
 
@@ -125,40 +145,67 @@ def is_results_directory(entries: set[str]) -> bool:
     return any(mark in entries for mark in MARKS)
 
 
-def find_all(roots: Iterable[Path]) -> list[Path]:
+def find_all(roots: Iterable[str | os.PathLike[str]], recall: Recall = lambda _path, _names: {}) -> list[str]:
     """Every results directory at or below these roots, sorted; none twice, also not where a root is a link.
 
     Links are not followed, archives not entered. Unreadable folders are passed over: a status must not fail because a
     neighbour's folder is private.
+
+    Args:
+        roots: where to look.
+        recall: tells of a folder, by its path and the folders in it, which of them are known to be results directories
+            and need not be listed, and what folders are in each.
     """
     found: dict[str, str] = {}
-    for root in map(str, roots):
+    for root in map(tidy, roots):
         if root in found:  # walked already, as a part of an earlier root
             continue
         real = os.path.realpath(root)
-        for below in _walk(root):  # follows no links, so below the root its path is the real one
-            found.setdefault(os.path.join(real, below) if below else real, os.path.join(root, below))
-    return [Path(path) for path in sorted(found.values(), key=lambda path: path.split(os.sep))]
+        for path in _walk(root, recall):  # follows no links, so below the root its path is the real one
+            found.setdefault(below(real, path), below(root, path))
+    return sorted(found.values(), key=by_parts)
 
 
-def _walk(root: str) -> Iterator[str]:
+def by_parts(path: str) -> list[str]:
+    """The key that sorts paths as folders are: what is in a directory comes right after it."""
+    return path.split(os.sep)
+
+
+def _walk(root: str, recall: Recall) -> Iterator[str]:
     """Paths of results directories, relative to the root; empty for the root itself."""
     stack = [("", 0)]
     while stack:
-        below, depth = stack.pop()
+        path, depth = stack.pop()
         try:
-            with os.scandir(os.path.join(root, below)) as listing:
+            with os.scandir(below(root, path)) as listing:
                 entries = list(listing)
         except OSError:
             continue
         if is_results_directory({entry.name for entry in entries}):
-            yield below
-        if depth < _DEEPEST:
-            names = [e.name for e in entries if _may_enter(e)]
-            stack.extend((os.path.join(below, name), depth + 1) for name in sorted(names, reverse=True))
+            yield path
+        if depth == _DEEPEST:
+            continue
+        names = sorted((entry.name for entry in entries if may_enter(entry)), reverse=True)
+        known = recall(below(root, path), names)
+        for name in names:
+            inside = f"{path}/{name}" if path else name
+            if name not in known:
+                stack.append((inside, depth + 1))
+                continue
+            yield inside
+            if depth + 1 < _DEEPEST:
+                stack.extend((f"{inside}/{inner}", depth + 2) for inner in known[name])
 
 
-def _may_enter(entry: os.DirEntry[str]) -> bool:
+def below(root: str, path: str) -> str:
+    """A path below a root; one below the working directory is not spelled with its dot."""
+    if root == "." or not path:
+        return path or root
+    return root + path if root.endswith("/") else f"{root}/{path}"
+
+
+def may_enter(entry: os.DirEntry[str]) -> bool:
+    """Whether results directories are looked for in this entry of a folder."""
     if entry.name in (ARCHIVE, WAITING) or entry.name.startswith("."):
         return False
     try:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
+from solorun.frozen import dataclass
 from solorun.hang import Busy, Certain, HangVerdict, Looks, Strong, is_still, judge_hang, suspended
 from solorun.owner import Alive, Foreign, Held, Label, Owner, ProcessId, Sighting, Stale, Unknown, Verdict
 from solorun.progress import Progress
 from solorun.record import RunRecord
 from solorun.rundir import CheckpointFile
 from solorun.settings import Settings
-from solorun.waiting import Waiter
 from solorun.wording import ago
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from solorun.waiting import Waiter
 
 
 @dataclass(frozen=True, slots=True)

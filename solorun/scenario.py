@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from solorun.frozen import dataclass
 from solorun.grouping import Claimant
 from solorun.owner import Foreign as OwnedElsewhere
 from solorun.owner import Here, Owner, Unknown, Verdict

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+
+from solorun.frozen import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Settings:
         notify: whom to tell when a run ends, crashes, hangs, or lacks memory or disk.
     """
 
-    roots: tuple[Path, ...] = (Path("results"), Path("kssm/results"))
+    roots: tuple[str, ...] = ("results", "kssm/results")
     silent_floor_s: float = 90.0
     silent_factor: float = 6.0
     silent_ceiling_s: float = 900.0
@@ -105,7 +109,7 @@ class Settings:
         return next((entry for entry in self.runs if os.path.realpath(entry.directory) == wanted), None)
 
 
-def state_directory(environment: Mapping[str, str], platform: str) -> Path:
+def state_directory(environment: Mapping[str, str], platform: str) -> str:
     """Where the guard keeps what belongs to a user: the registry of runs, what was last seen of hosts.
 
     Args:
@@ -113,8 +117,8 @@ def state_directory(environment: Mapping[str, str], platform: str) -> Path:
         platform: `sys.platform`.
     """
     if chosen := environment.get("SOLORUN_STATE"):
-        return Path(chosen)
-    home = Path(environment.get("HOME") or "~").expanduser()
+        return chosen
+    home = os.path.expanduser(environment.get("HOME") or "~")
     if platform == "darwin":
-        return home / "Library" / "Application Support" / "solorun"
-    return Path(environment.get("XDG_STATE_HOME") or home / ".local" / "state") / "solorun"
+        return os.path.join(home, "Library", "Application Support", "solorun")
+    return os.path.join(environment.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state"), "solorun")

@@ -5,23 +5,25 @@ The file is read strictly: an unknown key or a wrong value is told with the file
 
 from __future__ import annotations
 
-import math
 import os
-import shlex
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from solorun.errors import BadUsage
+from solorun.frozen import replace
 from solorun.settings import HostEntry, NotifyEntry, RunEntry, Settings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import Any
 
 FILE = "solorun.toml"
 OCCASIONS = ("end", "crash", "hang", "memory", "disk")
+_ENDLESS = float("inf")
 _WAYS = ("command", "webhook", "apprise")
 
 
-def load(cwd: Path, environment: Mapping[str, str]) -> Settings:
+def load(cwd: str | os.PathLike[str], environment: Mapping[str, str]) -> Settings:
     """The settings in force for a working directory.
 
     Args:
@@ -31,33 +33,47 @@ def load(cwd: Path, environment: Mapping[str, str]) -> Settings:
     Raises:
         BadUsage: the file cannot be read, has an unknown key, or a value of the wrong kind.
     """
-    place = next((d for d in (cwd, *cwd.parents) if (d / FILE).is_file()), None)
-    settings = _read(place / FILE) if place else replace(Settings(), roots=tuple(cwd / r for r in Settings().roots))
+    place = next((d for d in _upwards(os.fspath(cwd)) if os.path.isfile(os.path.join(d, FILE))), None)
+    if place is not None:
+        settings = _read(os.path.join(place, FILE))
+    else:
+        settings = replace(Settings(), roots=tuple(os.path.join(cwd, root) for root in Settings().roots))
     if roots := environment.get("SOLORUN_ROOTS"):
-        settings = replace(settings, roots=tuple(Path(root) for root in roots.split(os.pathsep) if root))
+        settings = replace(settings, roots=tuple(root for root in roots.split(os.pathsep) if root))
     return settings
 
 
-def _read(path: Path) -> Settings:
+def _upwards(directory: str) -> Iterator[str]:
+    """A directory and every one above it."""
+    yield directory
+    while (above := os.path.dirname(directory)) != directory:
+        directory = above
+        yield directory
+
+
+def _read(path: str) -> Settings:
     import tomllib  # without a file, the parser is not even loaded
 
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            raw = tomllib.loads(file.read())
     except (OSError, ValueError) as error:
         raise BadUsage(f"{path} cannot be read: {error}", "correct that file") from None
     return _Reader(path).settings(raw)
 
 
 class _Reader:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
+        from pathlib import Path
+
         self.path = path
-        self.place = path.parent
+        self.place = Path(path).parent
 
     def settings(self, raw: dict[str, Any]) -> Settings:
         values: dict[str, Any] = {}
         for key, value in raw.items():
             if key == "roots":
-                values[key] = tuple(self.place / root for root in self.words(key, value, 'roots = ["results"]'))
+                values[key] = tuple(str(self.place / root) for root in self.words(key, value, 'roots = ["results"]'))
             elif key == "runs":
                 values[key] = tuple(self.run(name, entry) for name, entry in self.table(key, value).items())
             elif key == "hosts":
@@ -70,7 +86,7 @@ class _Reader:
                 values[key] = self.number(key, value)
             else:
                 raise self.mistake(f"unknown key {key!r}", f"the keys are {', '.join(Settings.__slots__)}")
-        values.setdefault("roots", tuple(self.place / root for root in Settings().roots))
+        values.setdefault("roots", tuple(str(self.place / root) for root in Settings().roots))
         return replace(Settings(), **values)
 
     def run(self, name: str, raw: Any) -> RunEntry:
@@ -80,8 +96,8 @@ class _Reader:
         environment = self.table(f"{where}.environment", entry.get("environment", {}))
         if not all(isinstance(value, str) for value in environment.values()):
             raise self.mistake(f"{where}.environment must hold texts", 'write, for example, { OMP_NUM_THREADS = "4" }')
-        cwd = self.place / Path(self.text(f"{where}.cwd", entry.get("cwd", "."))).expanduser()
-        return RunEntry(self.place / Path(name).expanduser(), command, cwd, environment)
+        cwd = self.path_of(self.text(f"{where}.cwd", entry.get("cwd", ".")))
+        return RunEntry(self.path_of(name), command, cwd, environment)
 
     def host(self, name: str, raw: Any) -> HostEntry:
         where = f"hosts.{name}"
@@ -101,13 +117,19 @@ class _Reader:
             raise self.mistake("notify needs one of command, webhook, apprise", "write one [[notify]] for each")
         command = self.command("notify.command", entry["command"]) if "command" in entry else ()
         if command and "/" in command[0]:  # a script beside the file is found wherever a run is started
-            command = (str(self.place / Path(command[0]).expanduser()), *command[1:])
+            command = (str(self.path_of(command[0])), *command[1:])
         webhook = self.text("notify.webhook", entry.get("webhook", ""))
         if webhook and not webhook.startswith(("http://", "https://")):
             raise self.mistake(f"notify.webhook must be an http or https URL, not {webhook!r}", "correct it")
         return NotifyEntry(on, command, webhook, self.text("notify.apprise", entry.get("apprise", "")))
 
+    def path_of(self, text: str) -> Path:
+        """A path as the file means it: relative to the file, `~` is the home."""
+        return self.place / os.path.expanduser(text)
+
     def command(self, key: str, value: Any) -> tuple[str, ...]:
+        import shlex
+
         try:
             words = shlex.split(value) if isinstance(value, str) else value
         except ValueError as error:
@@ -150,7 +172,7 @@ class _Reader:
         return value
 
     def number(self, key: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _ENDLESS:
             raise self.mistake(f"{key} must be a number of 0 or more", "correct that file")
         return float(value)
 

@@ -6,13 +6,13 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from solorun import waiting
 from solorun.claim import Claim, claim
 from solorun.errors import DirectoryProblem, Held, NotSafe, SolorunError, directory_problem, explain
+from solorun.frozen import dataclass
 from solorun.handshake import Failed, Holding, Listener, Over, Report, Waiting, failure, teller
 from solorun.label import look
 from solorun.launch import LaunchPlan

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from solorun import process
+from solorun.frozen import replace
 from solorun.hang import WINDOW_S, Looks
 from solorun.label import is_copy, judge_found, read_label, read_owner
-from solorun.members import members
 from solorun.owner import (
     Activity,
     Free,
@@ -27,7 +22,7 @@ from solorun.owner import (
 )
 from solorun.progress import read_progress
 from solorun.record import read_record
-from solorun.rundir import LABEL, LOG, OWNER, PROGRESS, RUN, WAITING, checkpoint_files, find_all
+from solorun.rundir import LABEL, LOG, OWNER, PROGRESS, RUN, WAITING, by_parts, checkpoint_files, find_all, tidy
 from solorun.runstate import (
     NAMES,
     Elsewhere,
@@ -43,11 +38,27 @@ from solorun.runstate import (
     needs_second_look,
 )
 from solorun.settings import Settings
-from solorun.waiting import as_rows, read_queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
+
+    from solorun.quiet import Quiet
+    from solorun.rundir import Recall
+    from solorun.waiting import Waiter
+
+    _Found = dict[str, Evidence | Unreadable]
+    Told = tuple[str, RunState, Evidence | None]
+
+MANY = 32
+"""Of fewer directories in one folder nothing is kept: they are looked at sooner than the file is read."""
 
 
 def gather(
-    directory: Path, now: float, carriers: Callable[[str], Iterable[ProcessId]] = process.carriers
+    directory: str | os.PathLike[str],
+    now: float,
+    carriers: Callable[[str], Iterable[ProcessId]] = process.carriers,
 ) -> Evidence | Unreadable:
     """Look at one directory, changing nothing.
 
@@ -94,8 +105,14 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
         record=record,
         log_age_s=_age(fd, now) if LOG in names else None,
         checkpoint=next(iter(checkpoint_files(fd, names)), None),
-        waiting=read_queue(Path(directory)) if WAITING in names else (),
+        waiting=_waiting(directory) if WAITING in names else (),
     )
+
+
+def _waiting(directory: str) -> tuple[Waiter, ...]:
+    from solorun.waiting import read_queue  # hardly ever is there a queue to be read
+
+    return read_queue(directory)
 
 
 def _lives_here(owner: Owner | None, fd: int) -> bool:
@@ -130,13 +147,13 @@ def _age(fd: int, now: float) -> float | None:
 
 
 def survey(
-    roots: Iterable[Path],
+    roots: Iterable[str | os.PathLike[str]],
     now: float,
     settings: Settings,
     *,
     window_s: float = WINDOW_S,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[tuple[Path, RunState, Evidence | None]]:
+) -> list[Told]:
     """The state of every results directory at or below the roots, sorted by path; roots that cannot be read as well.
 
     Args:
@@ -146,15 +163,82 @@ def survey(
         window_s: seconds between two looks at runs that seem not to move, one window for all of them.
         sleep: waits for the window.
     """
-    named = list(roots)
-    places = {*find_all(named), *(root for root in named if _is_unreadable(root))}
-    alive = functools.cache(process.runs_alive)  # one look at the process table, at most, for all directories
-    found = {
-        path: gather(path, now, carriers=lambda run_id: alive().get(run_id, ()))
-        for path in sorted(places, key=lambda path: path.parts)
-    }
+    return _judged(_places(roots), now, settings, _RunsAlive(), window_s=window_s, sleep=sleep)
+
+
+def rows(
+    roots: Iterable[str | os.PathLike[str]], now: float, settings: Settings, state: str, version: str = ""
+) -> list[dict[str, Any]]:
+    """The same as `as_row` tells it, with what is known of directories that have not changed since an earlier status.
+
+    Args:
+        roots: where to look.
+        now: seconds since the epoch, taken before.
+        settings: thresholds.
+        state: the user's state directory; "" to look at everything anew.
+        version: of this program; what another one learned is not known to this one.
+    """
+    alive = _RunsAlive()
+    quiet: Quiet | None = None
+
+    def recall(path: str, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        nonlocal quiet
+        if len(names) < MANY:
+            return {}
+        if quiet is None:
+            from solorun.quiet import Quiet
+
+            quiet = Quiet(state, version, now, alive.by_run)
+        return quiet.recall(path, names)
+
+    places = _places(roots, recall) if state else _places(roots)
+    known = quiet.rows if quiet else {}
+    unknown = [path for path in places if path not in known]
+    seen = {path: found for path in unknown if (found := quiet.look(path))} if quiet else {}
+    fresh = {}
+    for path, run_state, evidence in _judged(unknown, now, settings, alive):
+        fresh[path] = as_row(path, run_state, evidence, now)
+        if quiet is not None and evidence is not None and path in seen:
+            quiet.learn(path, seen[path], fresh[path], evidence)
+    if quiet is not None:
+        quiet.keep()
+    return [known.get(path) or fresh[path] for path in places]
+
+
+class _RunsAlive:
+    """One look at the process table, at most, for all directories of a survey."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[ProcessId]] | None = None
+
+    def by_run(self) -> dict[str, list[ProcessId]]:
+        if self._seen is None:
+            self._seen = process.runs_alive()
+        return self._seen
+
+    def carriers(self, run_id: str) -> Iterable[ProcessId]:
+        return self.by_run().get(run_id, ())
+
+
+def _places(roots: Iterable[str | os.PathLike[str]], recall: Recall | None = None) -> list[str]:
+    named = [tidy(root) for root in roots]
+    found = find_all(named, recall) if recall else find_all(named)
+    hidden = {root for root in named if _is_unreadable(root)} - {*found}
+    return sorted([*found, *hidden], key=by_parts) if hidden else found
+
+
+def _judged(
+    places: Iterable[str],
+    now: float,
+    settings: Settings,
+    alive: _RunsAlive,
+    *,
+    window_s: float = WINDOW_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Told]:
+    found = {path: gather(path, now, alive.carriers) for path in places}
     seen = _look_twice(found, now, settings, window_s, sleep)
-    told: list[tuple[Path, RunState, Evidence | None]] = []
+    told: list[Told] = []
     for path, evidence in seen.items():
         if isinstance(evidence, Unreadable):
             told.append((path, evidence, None))
@@ -165,7 +249,7 @@ def survey(
 
 
 def examine(
-    directory: Path,
+    directory: str | os.PathLike[str],
     now: float,
     settings: Settings,
     *,
@@ -173,13 +257,11 @@ def examine(
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[RunState, Evidence | None]:
     """The state of one directory, with a second look where it takes one; a quick answer for a run that moves."""
-    found = _look_twice({directory: gather(directory, now)}, now, settings, window_s, sleep)[directory]
+    path = os.fspath(directory)
+    found = _look_twice({path: gather(path, now)}, now, settings, window_s, sleep)[path]
     if isinstance(found, Unreadable):
         return found, None
     return classify(found, now + window_s if found.looks else now, settings), found
-
-
-_Found = dict[Path, Evidence | Unreadable]
 
 
 def _look_twice(
@@ -210,11 +292,13 @@ def _is_same_owner(before: Evidence | Unreadable, after: Evidence | Unreadable) 
     return before.owner.process == after.owner.process
 
 
-def _activities(found: _Found, suspects: Iterable[Path]) -> dict[Path, Mapping[int, Activity | None]]:
+def _activities(found: _Found, suspects: Iterable[str]) -> dict[str, Mapping[int, Activity | None]]:
     """What every process of these runs has done so far: one look at the process table for all of them."""
+    from solorun.members import members
+
     parents = process.parents()
     alive = process.runs_alive()
-    seen: dict[Path, Mapping[int, Activity | None]] = {}
+    seen: dict[str, Mapping[int, Activity | None]] = {}
     for path in suspects:
         evidence = found[path]
         owner = evidence.owner if isinstance(evidence, Evidence) else None
@@ -224,7 +308,7 @@ def _activities(found: _Found, suspects: Iterable[Path]) -> dict[Path, Mapping[i
     return seen
 
 
-def _is_unreadable(root: Path) -> bool:
+def _is_unreadable(root: str) -> bool:
     try:
         os.scandir(root).close()
     except OSError:
@@ -232,7 +316,7 @@ def _is_unreadable(root: Path) -> bool:
     return False
 
 
-def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: float) -> dict[str, Any]:
+def as_row(directory: str | os.PathLike[str], state: RunState, evidence: Evidence | None, now: float) -> dict[str, Any]:
     """One run as `solorun status --json` tells it; the keys are frozen, new ones may be added."""
     owner: Owner | None = getattr(state, "owner", None)
     live = isinstance(state, Running | Silent | Hung | Elsewhere)
@@ -263,8 +347,14 @@ def as_row(directory: Path, state: RunState, evidence: Evidence | None, now: flo
         "detail": detail(state),
         "checkpoint": checkpoint.step if checkpoint else None,
         "checkpoint_age_s": max(0.0, now - checkpoint.written) if checkpoint else None,
-        "waiting": as_rows(evidence.waiting, now) if evidence else [],
+        "waiting": _queue_rows(evidence.waiting, now) if evidence and evidence.waiting else [],
     }
+
+
+def _queue_rows(queue: tuple[Waiter, ...], now: float) -> list[dict[str, Any]]:
+    from solorun.waiting import as_rows
+
+    return as_rows(queue, now)
 
 
 def _is_here(place: Here) -> bool:

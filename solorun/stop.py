@@ -7,13 +7,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import lock, process
 from solorun.claim import clear_stale
 from solorun.closing import End, write_end
 from solorun.errors import Refused, directory_problem
+from solorun.frozen import dataclass
 from solorun.patience import Action, next_action
 from solorun.patience import StopPolicy as StopPolicy
 from solorun.progress import Progress, read_progress

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from solorun import process
@@ -23,6 +22,7 @@ from solorun.claimants import own_name
 from solorun.closing import End
 from solorun.errors import BadUsage
 from solorun.foreground import Foreground
+from solorun.frozen import dataclass
 from solorun.gate import CANNOT_EXECUTE, Execution, Gate
 from solorun.handshake import Holding, Over, Report
 from solorun.hold import LOCK_VARIABLE, SUPERVISOR_VARIABLE

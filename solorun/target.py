@@ -7,10 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from solorun import process
+from solorun.frozen import dataclass
 from solorun.grouping import solorun_verb
 from solorun.label import is_copy, look_at, read_owner
 from solorun.members import members

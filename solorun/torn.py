@@ -8,9 +8,9 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from solorun.frozen import dataclass
 from solorun.record import journal
 from solorun.rundir import ARCHIVE, METRICS
 

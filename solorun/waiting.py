@@ -8,17 +8,20 @@ queue only says whose turn it is: the lock alone decides who gets in.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from solorun import process
+from solorun.frozen import dataclass
 from solorun.owner import Alive, Here, ProcessId
+from solorun.readjson import read_json
 from solorun.record import write_all
 from solorun.rundir import PRIVATE, WAITING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FAR_AWAY_S = 60.0
 """A waiting start on another host shows that it lives by touching its ticket; silent for so long, it is passed."""
@@ -47,6 +50,8 @@ class Waiter:
 
 def encode(waiter: Waiter) -> bytes:
     """A ticket's content: one JSON object and a newline."""
+    import json
+
     at = waiter.process
     place = {name: getattr(at.here, name) for name in ("host", "machine", "boot", "namespace")}
     facts = {
@@ -59,7 +64,7 @@ def encode(waiter: Waiter) -> bytes:
 def decode(ticket: str, data: bytes) -> Waiter | None:
     """Read a ticket; None when it is torn or of another form."""
     try:
-        raw = json.loads(data)
+        raw = read_json(data)
         here = Here(*(str(raw["here"][name]) for name in ("host", "machine", "boot", "namespace")))
         at = ProcessId(here, int(raw["pid"]), int(raw["started"]))
         return Waiter(ticket, at, str(raw["user"]), tuple(map(str, raw["argv"])), float(raw["since"]))
@@ -85,25 +90,25 @@ def counts(waiter: Waiter, touched_s: float, here: Here) -> bool:
     return isinstance(seen, Alive) and seen.started in (None, waiter.process.started) and seen.state not in ("T", "t")
 
 
-def read_queue(directory: Path) -> tuple[Waiter, ...]:
+def read_queue(directory: str | os.PathLike[str]) -> tuple[Waiter, ...]:
     """Who waits for a directory, first come first; changes nothing."""
-    place = directory / WAITING
+    place = os.path.join(directory, WAITING)
     try:
         names = sorted(name for name in os.listdir(place) if not name.startswith("."))
     except OSError:
         return ()
-    found = (_read(place / name) for name in names)
+    found = (_read(place, name) for name in names)
     return tuple(waiter for waiter in found if waiter is not None)
 
 
-def _read(path: Path) -> Waiter | None:
+def _read(place: str, name: str) -> Waiter | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(os.path.join(place, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         touched = time.time() - os.fstat(fd).st_mtime
-        waiter = decode(path.name, os.read(fd, 1 << 16))
+        waiter = decode(name, os.read(fd, 1 << 16))
     except OSError:
         return None
     finally:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from solorun.alerts import Observation, alerts
 from solorun.claim import Claim
 from solorun.farewell import Ending
 from solorun.footprint import Footprint
+from solorun.frozen import replace
 from solorun.hang import HangVerdict, Looks, Working, is_still, judge_hang
 from solorun.logs import LogFile
 from solorun.members import members

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 
 
 def ago(seconds: float) -> str:
@@ -37,6 +36,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+_PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-"
+"""What no shell takes for anything else, as `shlex.quote` has it."""
+
+
 def shell_word(path: str | os.PathLike[str]) -> str:
     """A path as one word of a shell, which means that path when it is typed or pasted: never a flag, never cut in two.
 
@@ -44,7 +47,11 @@ def shell_word(path: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(path)
     text = f"./{text}" if text.startswith("-") else text
+    if not text.strip(_PLAIN):  # nothing else is in it
+        return text or "''"
     if text.isprintable():
+        import shlex
+
         return shlex.quote(text)
     return "$'" + "".join(_spelled(c) for c in text) + "'"
 
@@ -59,6 +66,8 @@ def _spelled(character: str) -> str:
 
 def command_line(argv: tuple[str, ...]) -> str:
     """A command on one line, control characters shown, cut to what a terminal can take."""
+    import shlex
+
     text = printable(shlex.join(argv))
     return text if len(text) <= 160 else text[:157] + "..."
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import textwrap
+from pathlib import Path
 
 from solorun.accelerator import Device
 from solorun.cli.places import current_settings, note, roots
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.directories:
         named = find_all(named)
     sight = look(
-        named, wall_clock(), settings,
+        [*map(Path, named)], wall_clock(), settings,
         whole_machine=not arguments.directories, share_accelerator=arguments.share_accelerator,
     )  # fmt: skip
     findings = judge(sight, settings)

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from solorun import registry
@@ -69,7 +70,7 @@ def _gather(named: list[str]) -> list[PastRun]:
     places = roots(named, current_settings(), tell=note)
     # A directory that was named is looked into even when nothing marks it as a results directory any more.
     directories = without_repeats([*find_all(places), *(places if named else ())])
-    found = [past for directory in directories for past in runs_of(directory)]
+    found = [past for directory in directories for past in runs_of(Path(directory))]
     if not named:
         known = registry.read(state_directory(os.environ, sys.platform))
         told = frozenset((os.path.realpath(past.directory), past.record.run_id) for past in found)

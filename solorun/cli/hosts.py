@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 from solorun import __version__, hosts, remote
 from solorun.cli.hosttable import Found, columns, host_facts, problem, report_of
@@ -64,7 +65,7 @@ def ask_all(
     """
     client = remote.client(os.environ, settings)
     ask = functools.partial(remote.ask, client=client, asks=asks)
-    return hosts.survey(entries, words, ask, state_directory(os.environ, sys.platform), wall_clock)
+    return hosts.survey(entries, words, ask, Path(state_directory(os.environ, sys.platform)), wall_clock)
 
 
 def known_hosts(settings: Settings) -> tuple[HostEntry, ...]:

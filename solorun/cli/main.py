@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
 
 from solorun.errors import BadUsage, SolorunError, explain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 _VERBS = {
     "check": "is it safe to start here? clears locks that are proven stale",
@@ -78,6 +80,12 @@ def _run(words: list[str], command: list[str] | None) -> int:
 
         if onhost.is_forwarded(words):
             return onhost.run(host, words, command)
+    if words[:1] == ["status"] and host is None:
+        from solorun.cli import status
+
+        answered = status.run_plain(words[1:])
+        if answered is not None:
+            return answered
     parser = _parser(words)
     arguments, strange = parser.parse_known_args(words)
     if strange and words[0] == "start" and not strange[0].startswith("-"):
@@ -109,6 +117,9 @@ def _open_closed_streams() -> None:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    import argparse
+    import importlib
+
     from solorun import __version__
 
     parser = argparse.ArgumentParser(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import os
 
 from solorun.cli.places import relative
 from solorun.runstate import PROBLEMS
 from solorun.wording import ago, printable, shell_word, short, size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 WIDTH = 80
 _HEAD = ("DIRECTORY", "STATE", "PID", "USER", "STEP", "RATE", "LEFT", "LOG")
@@ -19,10 +22,14 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
     A name that would push the line beyond 80 columns has a line to itself, whole, so that it can be typed.
     """
-    head, *body = laid_out(_HEAD, [_cells(row) for row in rows], 0)
-    for row, lines in zip(rows, body, strict=True):
-        lines += _below(row)
-    return [line for lines in [head, *body] for line in lines]
+    here = os.getcwd()
+    shown = [relative(row["directory"], here) for row in rows]
+    lines = laid_out(_HEAD, [_cells(row, name) for row, name in zip(rows, shown, strict=True)], 0)
+    told = lines[0]
+    for row, name, line in zip(rows, shown, lines[1:], strict=True):
+        told += line
+        told += _below(row, name)
+    return told
 
 
 def laid_out(head: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> list[list[str]]:
@@ -33,23 +40,30 @@ def laid_out(head: Sequence[str], cells: Sequence[Sequence[str]], names: int) ->
         cells: the rows.
         names: the column whose cells may be too long; what stands before it goes with it.
     """
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     room = max(len(head[names]), WIDTH - sum(width + 2 for width in [*widths[:names], *widths[names + 1 :]]))
     widths[names] = max(len(name) for name in [head[names], *(line[names] for line in cells)] if len(name) <= room)
+    columns = [f"%-{width}s" for width in widths]
+    whole, above, kept = "  ".join(columns), "  ".join(columns[: names + 1]), [""] * (names + 1)
     body = []
     for line in cells:
-        above = [_line(line[: names + 1], widths)] if len(line[names]) > room else []
-        kept = ["" for _ in line[: names + 1]] if above else line[: names + 1]
-        body.append([*above, _line([*kept, *line[names + 1 :]], widths)])
-    return [[_line(head, widths)], *body]
+        if len(line[names]) <= room:
+            body.append([(whole % tuple(line)).rstrip()])
+        else:
+            name = (above % tuple(line[: names + 1])).rstrip()
+            body.append([name, (whole % (*kept, *line[names + 1 :])).rstrip()])
+    return [[(whole % tuple(head)).rstrip()], *body]
 
 
-def _below(row: dict[str, Any]) -> list[str]:
+def _below(row: dict[str, Any], shown: str) -> list[str]:
+    state = row["state"]
+    if state == "idle" and not row["waiting"]:
+        return []
     lines = wrapped(", ".join(doing(row)), WIDTH - 2)
     lines += [waits(waiter) for waiter in row.get("waiting", ())]
-    if row["state"] in PROBLEMS or row["state"] == "foreign":
+    if state in PROBLEMS or state == "foreign":
         lines += wrapped(row["detail"], WIDTH - 2)
-        lines.append(f"next: {next_steps(row['state'], typed(row['directory']))}")
+        lines.append(f"next: {next_steps(state, shell_word(shown))}")
     return [f"  {line}" for line in lines]
 
 
@@ -81,17 +95,13 @@ def wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], shown: str) -> tuple[str, ...]:
     step = "-" if row["step"] is None else str(row["step"])
     if row["total"]:
         step += f"/{row['total']}"
     idle = row["state"] == "idle"
     return (
-        printable(relative(row["directory"])),
+        printable(shown),
         row["ended"] if idle and row["ended"] else row["state"],
         "-" if row["pid"] is None or idle else str(row["pid"]),
         row["user"] or "-",
@@ -102,21 +112,23 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def typed(path: str | Path) -> str:
+_NEXT = {
+    "running": "solorun logs -f {where}   or   solorun stop {where}",
+    "silent": "look: solorun logs {where}   then, if it hangs: solorun recover {where}",
+    "hung": "solorun recover {where}",
+    "stale": "solorun check {where}   clears it; so does the next start",
+    "orphaned": "solorun recover {where}   ends what is left of it",
+    "contested": "solorun recover {where}   finds and ends all who write there",
+    "foreign": "ask on that host; from here nothing is touched",
+    "unreadable": "ls -la {where}",
+}
+
+
+def typed(path: str | os.PathLike[str]) -> str:
     """A path as the person would type it to a shell from here."""
     return shell_word(relative(path))
 
 
 def next_steps(state: str, where: str) -> str:
     """What to type next in a state."""
-    hints = {
-        "running": f"solorun logs -f {where}   or   solorun stop {where}",
-        "silent": f"look: solorun logs {where}   then, if it hangs: solorun recover {where}",
-        "hung": f"solorun recover {where}",
-        "stale": f"solorun check {where}   clears it; so does the next start",
-        "orphaned": f"solorun recover {where}   ends what is left of it",
-        "contested": f"solorun recover {where}   finds and ends all who write there",
-        "foreign": "ask on that host; from here nothing is touched",
-        "unreadable": f"ls -la {where}",
-    }
-    return hints.get(state, f"solorun status {where}")
+    return _NEXT.get(state, "solorun status {where}").format(where=where)

@@ -9,11 +9,11 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from solorun.cli.places import current_settings
 from solorun.cli.render import typed
+from solorun.frozen import replace
 from solorun.handshake import Report, Waiting, failure, teller
 from solorun.hold import LOCK_VARIABLE
 from solorun.launch import OWN_VARIABLES, SOCKET_VARIABLE, LaunchPlan, Mode, TmuxSession, plan_command

@@ -5,14 +5,8 @@ The two platform rooms answer the same questions; everything else in the guard a
 
 from __future__ import annotations
 
-import functools
 import os
-import pwd
-import signal
 import sys
-from collections.abc import Mapping
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 from solorun.owner import Activity, Alive, Here, ProcessId, Sighting
 
@@ -21,7 +15,11 @@ if sys.platform == "darwin":
 else:
     from solorun.process import linux as _system
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
     from solorun.process.openfiles import OpenFile
     from solorun.process.table import Seen
 
@@ -37,15 +35,31 @@ KEEPER_THREAD = "solorun-keeper"
 system: ModuleType = _system
 
 
-@functools.cache
+_place: list[Here] = []
+_users: dict[int, str] = {}
+
+
 def here() -> Here:
     """This machine, boot and PID namespace."""
-    return _system.here()
+    if not _place:
+        _place.append(_system.here())
+    return _place[0]
 
 
 def probe(pid: int) -> Sighting:
     """See whether a PID of this place lives."""
     return _system.probe(pid)
+
+
+def is_unused(pid: int) -> bool:
+    """Whether no process has this PID, not even a zombie: one call, for a PID that is believed to be dead."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def identify(pid: int) -> ProcessId | None:
@@ -82,6 +96,8 @@ def send(process: ProcessId, number: int) -> bool:
     """
     if process.here.boot != here().boot or process.here.namespace != here().namespace:
         return False
+    import signal
+
     reached = _system.send(process.pid, process.started, number)
     if reached and number not in (signal.SIGKILL, signal.SIGCONT):
         _system.send(process.pid, process.started, signal.SIGCONT)
@@ -92,6 +108,8 @@ def send_group(leader: ProcessId, number: int) -> bool:
     """Send a signal to the process group that this process leads. False when it is gone or leads none."""
     if not is_alive(leader) or _system.group(leader.pid) != leader.pid:
         return False
+    import signal
+
     try:
         os.killpg(leader.pid, number)
         if number not in (signal.SIGKILL, signal.SIGCONT):
@@ -269,13 +287,16 @@ def user_of(pid: int) -> str:
     return "" if number is None else user_name(number)
 
 
-@functools.cache
 def user_name(number: int) -> str:
     """The login name of a user id, or the number where it has none (as in containers)."""
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
+    if number not in _users:
+        import pwd
+
+        try:
+            _users[number] = pwd.getpwuid(number).pw_name
+        except KeyError:
+            _users[number] = str(number)
+    return _users[number]
 
 
 def path_of_descriptor(fd: int) -> str | None:
@@ -285,6 +306,8 @@ def path_of_descriptor(fd: int) -> str | None:
 
 def signal_name(number: int) -> str:
     """SIGINT for 2; the number where the system has no name for it."""
+    import signal
+
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -14,9 +14,9 @@ import struct
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
+from solorun.frozen import replace
 from solorun.owner import Activity, Alive, Gone, Here, Sighting
 from solorun.process.openfiles import OpenFile, writes_by_name
 from solorun.process.table import Row

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from solorun.owner import Activity, Alive, Gone, Here, Sighting
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:  # a status of a thousand idle directories needs neither
+    from collections.abc import Callable
+
     from solorun.process.openfiles import OpenFile
     from solorun.process.table import Row
 
@@ -136,10 +134,12 @@ def background(window_s: float) -> Activity:  # noqa: ARG001 - one signature per
 
 def name_thread(name: str) -> None:
     """Give the calling thread a name that the process table shows."""
-    with contextlib.suppress(OSError, AttributeError):  # a C library without it: the thread stays nameless
+    try:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+    except (OSError, AttributeError):  # a C library without it: the thread stays nameless
+        return
 
 
 def argv(pid: int) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def cwd(pid: int) -> str:
 def uid(pid: int) -> int | None:
     """The user who runs it."""
     try:
-        return Path(f"/proc/{pid}").stat().st_uid
+        return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
 
@@ -321,6 +321,8 @@ def send(pid: int, started: int, number: int) -> bool:
         return False
     except OSError:  # an old kernel, or a container that forbids it: checked immediately before, and sent by number
         return _send_if(pid, started, lambda: os.kill(pid, number))
+    import signal
+
     try:
         return _send_if(pid, started, lambda: signal.pidfd_send_signal(pidfd, number))
     finally:
@@ -348,11 +350,20 @@ def path_of_descriptor(fd: int) -> str | None:
 
 
 def _read_bytes(path: str) -> bytes:
+    """What a file of /proc holds, empty when it cannot be read; without a file object, which asks six things more."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall() or b""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    found = b""
+    try:
+        while data := os.read(fd, 1 << 15):
+            found += data
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+    return found
 
 
 def _read_line(path: str) -> str:

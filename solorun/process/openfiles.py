@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from solorun.frozen import dataclass
 
 LOCAL_DISKS = frozenset(
     {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from solorun.frozen import dataclass
 from solorun.owner import Here, ProcessId
 
 

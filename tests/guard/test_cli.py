@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import solorun
+from solorun import process, registry
 from solorun.cli.main import main
+from solorun.kept import SETTLED_S
 from solorun.preflight import judge, look
 from solorun.settings import Settings
 from solorun.wording import shell_word
@@ -470,3 +474,42 @@ def test_a_command_without_its_dashes_is_told_how_to_write_it(say: Say, tmp_path
     assert said.code == 2
     assert "solorun start mine -- python3 train.py" in said.err
     assert list(tmp_path.iterdir()) == []
+
+
+WORDS = [
+    [], ["--json"], ["--exit-code"], ["DIR"], ["DIR", "--json"], ["--json", "DIR"], ["--exit-code", "DIR", "--json"],
+    ["DIR", "--json", "DIR"], ["--jso", "DIR"], ["--", "DIR"], ["--json", "--json"], ["--nonsense"], ["-h"],
+    ["DIR", "nowhere"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_status_means_the_same_by_the_short_way_and_by_the_parser(
+    say: Say, results: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(results.parent)
+    (results / "training.lock").write_text("garbage")
+    typed = ["status", *(str(results) if word == "DIR" else word for word in words)]
+    short = say(*typed)
+    monkeypatch.setattr("solorun.cli.status.run_plain", lambda _words: None)
+    assert say(*typed) == short
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "DIR"], ["status", "DIR", "--exit-code"]], ids=" ".join)
+def test_a_status_loads_little(spawn: Spawner, state: Path, results: Path, words: list[str]) -> None:
+    registry.note(state, registry.Entry("r1", results, process.here().machine, "studio", "ada", 1.0, 42))
+    (results / "training.lock").write_text("garbage")
+    typed = [str(results) if word == "DIR" else word for word in words]
+    heavy = ("argparse", "dataclasses", "inspect", "re", "typing", "enum", "json", "pathlib", "subprocess", "sqlite3")
+    main(typed)  # what the registry tells is kept from here on, as soon as it is no news
+    wait_until(lambda: time.time() - (state / "runs.db").stat().st_ctime > SETTLED_S)
+    main(typed)
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(solorun.__file__).parents[1])!r})\n"
+        "from solorun.cli.main import main\n"
+        f"main({typed!r})\n"
+        f"print('loaded:', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    # Without the environment's own start, which may load some of them.
+    child = spawn(sys.executable, "-I", "-S", "-c", code, cwd=results.parent)
+    assert "loaded: []" in child.wait_for("loaded:")

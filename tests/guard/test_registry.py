@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from solorun import process, registry
+from solorun import kept, process, registry
 from solorun.cli.main import main
+from solorun.cli.places import without_repeats
 
 from .stage import HOLDING, Spawner, as_nobody, names, wait_until
 
@@ -35,6 +36,13 @@ def shown(capfd: pytest.CaptureFixture[str], *words: str) -> list[str]:
     return [run["directory"] for run in json.loads(capfd.readouterr().out)["runs"]]
 
 
+def listed(state: Path, machine: str) -> list[Path]:
+    """The directories that `status` looks at when none is named."""
+    found, problem = registry.started_in(state, machine)
+    assert not problem
+    return [*map(Path, without_repeats(found))]
+
+
 @pytest.mark.parametrize(
     "name",
     ["plain", "two words", "it's", 'a "quote"', "new\nline", "-rf", "字", "\udcff\udcfe", "per%20cent?mode=ro#x"],
@@ -43,7 +51,7 @@ def test_a_directory_comes_back_whatever_its_name(state: Path, tmp_path: Path, n
     path = tmp_path / name
     path.mkdir()
     assert registry.note(state, entry(path))
-    assert registry.directories(state, HERE) == [path]
+    assert listed(state, HERE) == [path]
     assert registry.read(state).entries == (entry(path),)
 
 
@@ -52,7 +60,7 @@ def test_the_state_directory_may_have_an_odd_name_and_is_private(tmp_path: Path,
     assert registry.note(state, entry(results))
     assert names(state) == {"runs.db"}
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    assert registry.directories(state, HERE) == [results]
+    assert listed(state, HERE) == [results]
 
 
 def test_without_a_registry_nothing_is_known_and_nothing_is_made(state: Path) -> None:
@@ -66,8 +74,8 @@ def test_vanished_directories_and_those_of_another_machine_are_remembered_but_no
     here, gone = tmp_path / "here", tmp_path / "gone"
     here.mkdir()
     registry.note(state, entry(here, "r1"), entry(gone, "r2"), entry(here, "r3", machine="other/5"))
-    assert registry.directories(state, HERE) == [here]
-    assert registry.directories(state, "other/5") == [here]
+    assert listed(state, HERE) == [here]
+    assert listed(state, "other/5") == [here]
     assert {one.run_id for one in registry.read(state).entries} == {"r1", "r2", "r3"}
 
 
@@ -85,7 +93,7 @@ def test_a_damaged_file_is_kept_aside_and_a_new_one_begun(state: Path, results: 
     (state / "runs.db").write_bytes(garbage)
     assert "cannot be read" in registry.read(state).problem
     assert registry.note(state, entry(results))
-    assert registry.directories(state, HERE) == [results]
+    assert listed(state, HERE) == [results]
     (aside,) = (path for path in state.iterdir() if "damaged" in path.name)
     assert aside.read_bytes() == garbage
 
@@ -219,3 +227,51 @@ def test_status_does_not_load_the_database_where_there_is_none(tmp_path: Path) -
         env={**os.environ, "SOLORUN_STATE": str(tmp_path / "none")},
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def aged(state: Path) -> None:
+    """Let the registry count as written long ago: what is kept of it holds from then on."""
+    wait_until(lambda: time.time() - (state / "runs.db").stat().st_ctime > kept.SETTLED_S)
+
+
+def test_what_was_read_is_kept_until_the_registry_changes(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    registry.note(state, entry(one, "r1"))
+    aged(state)
+    assert listed(state, HERE) == [one]
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "read", lambda _state: pytest.fail("it has not changed"))
+        assert listed(state, HERE) == [one]
+    assert listed(state, "other/5") == []  # of another machine, it is read anew
+    registry.note(state, entry(two, "r2", started=1_900_000_000.0))
+    assert listed(state, HERE) == [two, one]
+
+
+@pytest.mark.parametrize("spoil", ["removed", "damaged", "a journal is there"])
+def test_a_kept_answer_that_is_in_doubt_is_worked_out_anew(state: Path, results: Path, spoil: str) -> None:
+    registry.note(state, entry(results))
+    aged(state)
+    assert listed(state, HERE) == [results]
+    file = state / registry.KEPT
+    if spoil == "removed":
+        file.unlink()
+    elif spoil == "damaged":
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    else:
+        (state / "runs.db-journal").touch()
+    assert listed(state, HERE) == [results]
+
+
+def test_a_registry_that_becomes_damaged_or_goes_is_not_answered_from_what_was_kept(state: Path, results: Path) -> None:
+    registry.note(state, entry(results))
+    aged(state)
+    assert listed(state, HERE) == [results]
+    (state / "runs.db").write_bytes(b"not a database" * 400)
+    found, problem = registry.started_in(state, HERE)
+    assert (found, "cannot be read" in problem) == ([], True)
+    (state / "runs.db").unlink()
+    assert registry.started_in(state, HERE) == ([], "")

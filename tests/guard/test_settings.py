@@ -14,7 +14,7 @@ from solorun.settingsfile import load
 
 def test_without_a_file_the_defaults_stand_below_the_working_directory(tmp_path: Path) -> None:
     found = load(tmp_path, {})
-    assert found.roots == (tmp_path / "results", tmp_path / "kssm/results")
+    assert found.roots == (f"{tmp_path}/results", f"{tmp_path}/kssm/results")
     assert found.settle_s == 0.1
 
 
@@ -23,7 +23,7 @@ def test_a_file_in_a_directory_above_is_found_and_its_roots_are_relative_to_it(t
     below = tmp_path / "a" / "b"
     below.mkdir(parents=True)
     found = load(below, {})
-    assert found.roots == (tmp_path / "runs", Path("/abs"))
+    assert found.roots == (f"{tmp_path}/runs", "/abs")
     assert (found.silent_floor_s, found.silent_factor) == (10.0, Settings().silent_factor)
 
 
@@ -37,8 +37,8 @@ def test_the_nearest_file_counts(tmp_path: Path) -> None:
 
 def test_the_environment_overrules_the_file(tmp_path: Path) -> None:
     (tmp_path / "solorun.toml").write_text('roots = ["runs"]')
-    assert load(tmp_path, {"SOLORUN_ROOTS": "/a:/b c:"}).roots == (Path("/a"), Path("/b c"))
-    assert load(tmp_path, {"SOLORUN_ROOTS": ""}).roots == (tmp_path / "runs",)
+    assert load(tmp_path, {"SOLORUN_ROOTS": "/a:/b c:"}).roots == ("/a", "/b c")
+    assert load(tmp_path, {"SOLORUN_ROOTS": ""}).roots == (f"{tmp_path}/runs",)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_mistake_in_a_table_is_told(tmp_path: Path, text: str, words: str) -> 
     ],
 )
 def test_what_belongs_to_a_user_has_one_place(environment: dict[str, str], platform: str, place: str) -> None:
-    assert state_directory(environment, platform) == Path(place)
+    assert state_directory(environment, platform) == place
 
 
 def test_the_example_in_the_documentation_is_right_and_has_every_key(tmp_path: Path) -> None:
