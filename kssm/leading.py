@@ -25,6 +25,7 @@ def compute_for(wishes: Wishes, launch: Launch | None) -> Compute:
     """
     if launch is None:
         return choose(wishes.device, wishes.precision)
+    ranks.meet(launch)  # from now on another rank that is asked to stop can say so
     return ranks.own_device(launch, choose(ranks.device_of(wishes.device), wishes.precision))
 
 

@@ -7,6 +7,7 @@ train, or an exit code. Only then is a process group formed, so that nobody hang
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
@@ -62,17 +63,30 @@ def meet(launch: Launch, should_leave: Callable[[], bool] = lambda: False) -> St
 
     Args:
         launch: this process.
-        should_leave: asked while there is no store yet.
+        should_leave: asked while there is no store yet; if it says so, that is waited for a minute at most.
 
     Raises:
-        LostRank: nobody offers the store, or should_leave said so.
+        LostRank: nobody offers the store.
     """
     deadline = time.monotonic() + _MEET_S
     # Torch would wait inside its own code, where no signal is heard, and complain of each attempt.
     while launch.rank and not _is_offered():
-        if should_leave() or launch.is_orphaned or time.monotonic() > deadline:
+        if should_leave():  # rank 0 counts on this one, and has to be told
+            deadline = min(deadline, time.monotonic() + _LEAVE_S)
+            should_leave = _never
+        if launch.is_orphaned or time.monotonic() > deadline:
             raise LostRank("rank 0 does not come to where the ranks meet")
         time.sleep(_LOOK_S)
+    return _store(launch)
+
+
+def _never() -> bool:
+    return False
+
+
+@functools.cache
+def _store(launch: Launch) -> Store:
+    """One for the whole process: where rank 0 offers it, it ends with the object, and the others would be cut off."""
     with _or_lost("the ranks cannot meet"):
         store, _, _ = next(rendezvous("env://", timeout=_CONNECT))
     # Of an earlier attempt the agent's store may still hold the addresses.

@@ -145,6 +145,17 @@ def test_a_signal_to_one_rank_alone_stops_all(trainers: Trainers, tmp_path: Path
     assert newest_valid(tmp_path, print).snapshot.facts.state.step == progress_of(tmp_path).step  # type: ignore[union-attr]
 
 
+def test_a_rank_that_leaves_before_the_group_is_formed_keeps_nobody_waiting(trainers: Trainers, tmp_path: Path) -> None:
+    trainers.environment["KSSM_CACHE"] = str(tmp_path / "empty cache")
+    first, second = by_hand(trainers, tmp_path / "run", *LONG)
+    until(lambda: (beat := progress_of(tmp_path / "run")) is not None and beat.phase == "tokenizing", 60, 0.001)
+    second.send_signal(signal.SIGTERM)
+    codes, said = ended([first, second])
+    assert (codes, said[1]) == ([143, 143], "")
+    assert "there is nothing to save" in said[0]
+    assert (record(tmp_path / "run")["state"], label_of(tmp_path / "run")) == ("interrupted", 0)
+
+
 def test_ranks_restarted_after_a_kill_go_on_where_the_others_were_and_a_stop_is_the_end(
     trainers: Trainers, tmp_path: Path
 ) -> None:
