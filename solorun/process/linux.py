@@ -281,9 +281,14 @@ def mounts() -> list[tuple[str, str]]:
     found = []
     for line in _read_bytes("/proc/self/mountinfo").splitlines():
         before, _, after = line.partition(b" - ")
-        point = before.split()[4].decode("unicode_escape").encode("latin-1")  # a space is written as \040
-        found.append((os.fsdecode(point), after.split()[0].decode()))
+        found.append((os.fsdecode(_unescaped(before.split()[4])), after.split()[0].decode()))
     return found
+
+
+def _unescaped(text: bytes) -> bytes:
+    """A path as the kernel writes it in its tables: a space is \\040."""
+    first, *rest = text.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
 def open_directories(pid: int) -> list[str] | None:
