@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# A departure from the line below this is noise on a shared machine.
+# A departure below this is noise on a shared machine; a line takes three points.
 LEAVES = 0.15
 _FIRST = 3
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 170, 120, 56, 34, 66
@@ -28,31 +28,26 @@ class Curve:
     sizes: tuple[float, ...]
     costs: tuple[float, ...]
 
-    def line(self) -> tuple[float, float]:
-        """Cost at size 0 and cost per unit of the straight line through the first three points, in relative terms."""
-        first = [(size, cost) for size, cost in zip(self.sizes[:_FIRST], self.costs, strict=False)]
+    def line(self, count: int | None = None) -> tuple[float, float]:
+        """Cost at size 0 and cost per unit of the straight line through the first `count` points, or through all."""
+        first = self._points()[:count]
         # Weighted by 1 / cost^2: a point counts by its relative error, as it is read on logarithmic paper.
         w = [1 / cost**2 for _, cost in first]
         x = sum(a * size for a, (size, _) in zip(w, first, strict=True)) / sum(w)
         y = sum(a * cost for a, (_, cost) in zip(w, first, strict=True)) / sum(w)
         across = sum(a * (size - x) * (cost - y) for a, (size, cost) in zip(w, first, strict=True))
-        slope = across / sum(a * (size - x) ** 2 for a, (size, _) in zip(w, first, strict=True))
+        # What is larger does not cost less: a fall is noise, and must not be drawn out to where it would cost nothing.
+        slope = max(0.0, across / sum(a * (size - x) ** 2 for a, (size, _) in zip(w, first, strict=True)))
         return y - slope * x, slope
 
-    def departures(self) -> tuple[float, ...]:
-        """Cost over the line's, less one, per size."""
-        start, slope = self.line()
-        # A line that falls under 0 says nothing of what is beyond.
-        return tuple(cost / max(start + slope * size, 1e-9) - 1 for size, cost in self._points())
-
-    def leaves_at(self) -> float | None:
-        """The first size after the first three from which on the curve is off the line; None where it is not."""
-        found = None
-        for size, off in list(zip(self.sizes, self.departures(), strict=True))[: _FIRST - 1 : -1]:
-            if abs(off) < LEAVES:
-                break
-            found = size
-        return found
+    def leaves(self) -> tuple[int, float] | None:
+        """Which point is the first off the line through all smaller ones, and by what share; None where none is."""
+        for index, (size, cost) in list(enumerate(self._points()))[_FIRST:]:
+            start, slope = self.line(index)
+            off = cost / max(start + slope * size, 1e-9) - 1
+            if abs(off) > LEAVES:
+                return index, off
+        return None
 
     def exponents(self) -> tuple[float, float]:
         """Slope on logarithmic paper: over all points by least squares, and between the last two."""
@@ -65,19 +60,16 @@ class Curve:
     def told(self) -> str:
         """What the curve does, in a line."""
         overall, last = self.exponents()
-        where = self.leaves_at()
-        off = self.departures()[-1]
-        line = "stays on the line of its first three points" if where is None else f"leaves that line at {where:,g}"
-        return (
-            f"{self.axis}, {self.cost}: exponent {overall:.2f}, at the end {last:.2f}; {line} (last point {off:+.0%})"
-        )
+        left = self.leaves()
+        where = "stays on it" if left is None else f"leaves it at {self.sizes[left[0]]:,g} ({left[1]:+.0%})"
+        return f"{self.axis}, {self.cost}: exponent {overall:.2f}, at the end {last:.2f}; straight line: {where}"
 
     def _points(self) -> list[tuple[float, float]]:
         return list(zip(self.sizes, self.costs, strict=True))
 
 
 def drawing(rows: Sequence[Sequence[Curve]]) -> str:
-    """An SVG of logarithmic panels: each row of curves in a row, with the line of the first three points dashed."""
+    """An SVG of logarithmic panels, as the curves stand in their rows; the line, up to where it is left, is dashed."""
     wide = max(map(len, rows)) * (_WIDTH + _GAP) + 12
     high = len(rows) * (_HEIGHT + _GAP) + 12
     panels = [
@@ -93,7 +85,8 @@ def drawing(rows: Sequence[Sequence[Curve]]) -> str:
 
 
 def _panel(curve: Curve, left: float, top: float) -> str:
-    start, slope = curve.line()
+    left_at = curve.leaves()
+    start, slope = curve.line(left_at and left_at[0])
     low, high = min(curve.costs) / 1.3, max(curve.costs) * 1.3
     first, last = math.log(curve.sizes[0]), math.log(curve.sizes[-1])
 

@@ -101,7 +101,12 @@ def _scaling(results: Mapping[str, Result]) -> str:
     if not points:
         return ""
     shape = ", ".join(f"{name} {size:,}" for name, size in MIDDLE.items())
-    lines = [f"## Scaling\n\nAround {shape}; one size varied at a time.\n\n![time and memory of a step](scaling.svg)\n"]
+    lines = [
+        "## Scaling\n",
+        f"Around {shape}; one size varied at a time. The straight line is cost = a + b * size through all smaller",
+        "sizes, dashed; exponents are slopes on logarithmic paper.\n",
+        "![time and memory of a step](scaling.svg)\n",
+    ]
     for axis in AXES:
         its = [point for point in points if point.axis == axis]
         lines += [

@@ -97,12 +97,11 @@ def main() -> None:
     if wanted.alone:
         Path(wanted.alone[1]).write_text(str(step_ms(json.loads(wanted.alone[0]))))
         return
-    middle = measure(MIDDLE)
     points: list[Point] = []
     for axis in wanted.axes or AXES:
         for size in AXES[axis]:
-            shape = {**MIDDLE, axis: size}
-            points.append(Point(axis, size, *(middle if shape == MIDDLE else measure(shape))))
+            # The middle too, once for each axis: one bad moment of the machine would bend all curves alike.
+            points.append(Point(axis, size, *measure({**MIDDLE, axis: size})))
             print(f"{axis} {size:7,d}  {points[-1].ms:8,.0f} ms  {points[-1].mib:6,.0f} MiB", flush=True)
         for curve in curves(points, axis):
             print(f"  {curve.told()}")

@@ -63,11 +63,14 @@ def test_a_straight_line_is_called_one_and_a_square_is_not() -> None:
     sizes = (128.0, 256.0, 512.0, 1024.0, 2048.0)
     straight = Curve("S", "ms", sizes, tuple(40 + size / 2 for size in sizes))
     square = Curve("S", "ms", sizes, tuple(size**2 for size in sizes))
+    flat = Curve("H", "ms", sizes, (104, 100, 97, 102, 99))
+    assert flat.leaves() is None, "noise is no slope"
     assert straight.line() == pytest.approx((40, 0.5))
-    assert straight.leaves_at() is None
-    assert square.leaves_at() == 1024
+    assert straight.leaves() is None
+    assert square.leaves() is not None
+    assert square.sizes[square.leaves()[0]] == 1024
     assert square.exponents() == pytest.approx((2, 2))
-    assert "leaves that line at 1,024" in square.told()
+    assert "leaves it at 1,024" in square.told()
 
 
 def test_the_drawing_is_whole_and_shows_every_point() -> None:
