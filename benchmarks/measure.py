@@ -90,7 +90,8 @@ def peak_mib(module: str, *arguments: str) -> float:
     return float(ended.stdout.splitlines()[-1])
 
 
-def _own_peak_mib() -> float:
+def own_peak_mib() -> float:
+    """Peak resident memory of this process so far, MiB."""
     # Linux hands getrusage's peak on from the process that started this one; the kernel's own mark begins with exec.
     status = Path("/proc/self/status")
     if status.exists():
@@ -114,4 +115,4 @@ def tell(rows: Sequence[Row]) -> None:
 if __name__ == "__main__":
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    print(_own_peak_mib())
+    print(own_peak_mib())

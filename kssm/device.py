@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from kssm.config import Precision, Size
 from kssm.errors import BadUsage
@@ -19,6 +21,8 @@ _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,22 @@ def choose(name: str = "auto", precision: Precision = "auto") -> Compute:
     if precision == "auto":
         precision = "bfloat16" if name == "cuda" and has_bfloat16 else "float32"
     return Compute(torch.device(name), precision)
+
+
+def prepare_cpu() -> None:
+    """Settle this process for computing on the CPU; before its first tensor, since threads inherit it."""
+    torch.set_flush_denormal(True)  # numbers below 1e-38 slow a CPU tenfold
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        # glibc gives a freed activation back to the system, and the next one pays a page fault for every 4 KiB.
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def product_dtype(operand: Tensor) -> torch.dtype:
+    """The type in which a matrix product is made here: autocast's where that is on, else the operand's."""
+    device = operand.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operand.dtype
 
 
 def available() -> tuple[str, ...]:

@@ -9,13 +9,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from kssm import ranks, readout
 from kssm.batches import batch_at
 from kssm.config import ReadoutName
 from kssm.corpus import Corpus, prepare
-from kssm.device import Compute, choose
+from kssm.device import Compute, choose, prepare_cpu
 from kssm.errors import CorpusError, Stopped
 from kssm.launched import Launch
 from kssm.models import build
@@ -67,7 +65,7 @@ def follow(launch: Launch, cache_dir: Path, run: Stoppable) -> int:
     word = ranks.hear(store, launch, run)
     if not isinstance(word, Brief):
         return int(word)
-    torch.set_flush_denormal(True)
+    prepare_cpu()
     compute = ranks.own_device(launch, choose(word.compute.device.type, word.compute.precision))
     readout.choose(compute.device.type, word.readout)
     group = Ranks(launch, store, compute.device)

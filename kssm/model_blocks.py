@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from kssm.config import ModelConfig
 from kssm.errors import BadUsage
+from kssm.feedforward import FFN
+from kssm.tied import TiedWeight
 
 EMBEDDING_STD = 0.02
 
@@ -51,6 +53,7 @@ class Features(NamedTuple):
         order_parameter_std: standard deviation over the tokens of the layers' mean R; carries no gradient.
         u_L: mean u of each layer, with gradient; None for v2.
         determinant_L: mean |Delta| of each layer, with gradient; None for v2.
+        tied: embedding and head of this pass, for the loss.
     """
 
     hidden_BSD: Tensor
@@ -58,6 +61,7 @@ class Features(NamedTuple):
     order_parameter_std: Tensor
     u_L: Tensor | None
     determinant_L: Tensor | None
+    tied: TiedWeight
 
 
 class Bank(nn.Module):
@@ -82,20 +86,6 @@ def dropout(x: Tensor, p: float, noise: torch.Generator | None) -> Tensor:
     return x * torch.empty_like(x).bernoulli_(1 - p, generator=noise).div_(1 - p)
 
 
-class FFN(nn.Module):
-    """`W_2 GELU(W_1 x)` with biases, D -> 4D -> D."""
-
-    def __init__(self, D: int) -> None:
-        super().__init__()
-        self.expand = nn.Linear(D, 4 * D)
-        self.contract = nn.Linear(4 * D, D)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        h: Tensor = self.contract(F.gelu(self.expand(x_BSD)))
-        return h
-
-
 class Block(nn.Module):
     """Pre-norm block: `h <- h + W_r bank(LayerNorm(h))`, then `h <- h + FFN(LayerNorm(h))`.
 
@@ -111,7 +101,7 @@ class Block(nn.Module):
         self.bank = bank
         self.readout = nn.Linear(bank.readings, D)
         self.ffn_norm = nn.LayerNorm(D)
-        self.ffn = FFN(D)
+        self.ffn = FFN(D, frugal=_spares_memory(config))
 
     def forward(self, h_BSD: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Readings]:
         """[B, S, D] -> [B, S, D] and the bank's readings [B, S, F]."""
@@ -121,6 +111,12 @@ class Block(nn.Module):
         h_BSD = h_BSD + dropout(self.readout(readings.values_BSF), self.dropout, noise)
         h_BSD = h_BSD + dropout(self.ffn(self.ffn_norm(h_BSD)), self.dropout, noise)
         return h_BSD, readings
+
+
+def _spares_memory(config: ModelConfig) -> bool:
+    """Whether the head outweighs the blocks so far that their largest product can be made twice for less than 3 %."""
+    blocks, head = 8 * config.layers * config.hidden, config.vocabulary  # multiplications of a token, in units of D
+    return blocks / 2 < 0.03 * 3 * (blocks + head)
 
 
 class KSSM(nn.Module):
@@ -157,13 +153,14 @@ class KSSM(nn.Module):
         S = tokens_BS.shape[1]
         if self.config.positions < S:
             raise BadUsage(f"{S} tokens in a row, but the model has {self.config.positions} positions", "shorten them")
-        h_BSD = self.embedding(tokens_BS) + self.positions.weight[:S]  # [B, S, D] + [S, D]
+        tied = TiedWeight(self.embedding.weight)
+        h_BSD = tied.lookup(tokens_BS) + self.positions.weight[:S]  # [B, S, D] + [S, D]
         h_BSD = dropout(h_BSD, self.config.dropout, noise)
         layers: list[Readings] = []
         for block in self.blocks:
             h_BSD, readings = block(h_BSD, noise)
             layers.append(readings)
-        return _features(self.norm(h_BSD), layers)
+        return _features(self.norm(h_BSD), layers, tied)
 
     def logits(self, hidden_BSD: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, V], by the embedding's own weights and no bias."""
@@ -176,7 +173,7 @@ class KSSM(nn.Module):
         return torch.Generator(self.embedding.weight.device).manual_seed(seed)
 
 
-def _features(hidden_BSD: Tensor, layers: list[Readings]) -> Features:
+def _features(hidden_BSD: Tensor, layers: list[Readings], tied: TiedWeight) -> Features:
     order_parameter_LBS = torch.stack([layer.order_parameter_BS.detach() for layer in layers])
     u = [layer.u for layer in layers if layer.u is not None]
     determinant = [layer.determinant for layer in layers if layer.determinant is not None]
@@ -186,4 +183,5 @@ def _features(hidden_BSD: Tensor, layers: list[Readings]) -> Features:
         order_parameter_std=order_parameter_LBS.mean(0).std(correction=0),
         u_L=torch.stack(u) if u else None,
         determinant_L=torch.stack(determinant) if determinant else None,
+        tied=tied,
     )

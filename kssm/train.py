@@ -15,7 +15,7 @@ from kssm.batches import Batch, batch_at, batch_digest
 from kssm.checkpoint import Loaded
 from kssm.config import TrainConfig, preset_name
 from kssm.corpus import Corpus, prepare
-from kssm.device import Compute, default_size
+from kssm.device import Compute, default_size, prepare_cpu
 from kssm.errors import BadUsage, CheckpointError, Stopped
 from kssm.following import Brief
 from kssm.launched import Launch
@@ -85,7 +85,7 @@ def train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, laun
 
 def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, launch: Launch | None) -> Result:
     compute = leading.compute_for(wishes, launch)
-    torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
+    prepare_cpu()
     found = _find_checkpoint(wishes, guard, report)
     corpus, source, vocabulary = _prepare_corpus(wishes, found, cache_dir, guard, report)
     plan = _plan(wishes, found, corpus, compute)

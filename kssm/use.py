@@ -6,14 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from kssm import checkpoint
 from kssm.batches import validation_batches
 from kssm.checkpoint import Loaded
 from kssm.config import ModelConfig, TrainConfig
 from kssm.corpus import Corpus, prepare
-from kssm.device import Compute, choose
+from kssm.device import Compute, choose, prepare_cpu
 from kssm.errors import CheckpointError, CheckpointMismatch
 from kssm.evaluate import evaluate
 from kssm.loop import sample_text
@@ -87,7 +85,7 @@ def open_model(
         )
     compute = choose(device, precision)  # type: ignore[arg-type] # argparse has checked the choice
     choose_readout(compute.device.type, readout)  # type: ignore[arg-type] # likewise
-    torch.set_flush_denormal(True)
+    prepare_cpu()
     model = build(model_config, training.seed)
     restore_model(model, loaded.snapshot.tensors)
     return Opened(model.to(compute.device), training, corpus, compute, loaded.path, facts.state.step)

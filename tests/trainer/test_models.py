@@ -11,10 +11,12 @@ from torch import Tensor
 
 from kssm.config import ModelConfig, TrainConfig, model_config
 from kssm.errors import BadUsage
+from kssm.feedforward import FFN
 from kssm.model_blocks import KSSM
 from kssm.model_v3 import regulariser
 from kssm.models import build
-from kssm.objective import Objective, objective, tied_cross_entropy
+from kssm.objective import Objective, objective
+from kssm.tied import TiedWeight
 from tests.trainer import oracle
 
 B, S, N, H, D, V, L = 2, 4, 5, 3, 6, 11, 2
@@ -87,20 +89,79 @@ def test_v2_and_all_its_gradients_follow_the_formulas(noisy: bool) -> None:
     assert ours.features.u_L is None
 
 
+def tied_loss(weight: torch.Tensor, shift: torch.Tensor, tokens: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A pass as short as can be: rows of the matrix, shifted, against the matrix."""
+    tied = TiedWeight(weight)
+    return tied.cross_entropy(tied.lookup(tokens) + shift, target)
+
+
 def test_the_chunked_cross_entropy_and_its_gradients_are_the_usual_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kssm.objective._CHUNK_TOKENS_MIN", 3)
-    monkeypatch.setattr("kssm.objective._CHUNK_CPU", 1)
-    hidden = torch.randn(10, D, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr("kssm.tied._CHUNK_TOKENS_MIN", 3)
+    monkeypatch.setattr("kssm.tied._CHUNK_CPU", 1)
     weight = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(V, (10,))
-    assert torch.autograd.gradcheck(lambda h, w: tied_cross_entropy(h, w, target), (hidden, weight))
-    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, target)
-    torch.testing.assert_close(tied_cross_entropy(hidden, weight, target), expected, atol=1e-12, rtol=0)
+    shift = torch.randn(10, D, dtype=torch.float64, requires_grad=True)
+    tokens, target = torch.randint(V, (10,)), torch.randint(V, (10,))
+    usual = torch.nn.functional.cross_entropy((weight[tokens] + shift) @ weight.T, target)
+    ours = tied_loss(weight, shift, tokens, target)
+    torch.testing.assert_close(ours, usual, atol=1e-12, rtol=0)
+    for mine, theirs in zip(*(torch.autograd.grad(3 * loss, (weight, shift)) for loss in (ours, usual)), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+def test_the_gradients_of_one_loss_are_not_taken_twice() -> None:
+    weight = torch.randn(V, D, requires_grad=True)
+    loss = tied_loss(weight, torch.zeros(10, D), torch.randint(V, (10,)), torch.randint(V, (10,)))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="already taken"):
+        loss.backward()
+
+
+def test_the_tied_gradients_of_two_passes_add_up() -> None:
+    weight = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    tokens, target = torch.randint(V, (2, 10)), torch.randint(V, (2, 10))
+    shift = torch.zeros(10, D, dtype=torch.float64)
+    alone = [torch.autograd.grad(tied_loss(weight, shift, tokens[i], target[i]), weight)[0] for i in range(2)]
+    for i in range(2):
+        (tied_loss(weight, shift, tokens[i], target[i]) * 0.5).backward()
+    torch.testing.assert_close(weight.grad, 0.5 * (alone[0] + alone[1]), atol=1e-12, rtol=0)
+
+
+def test_an_embedding_without_a_head_has_its_gradient_too() -> None:
+    weight = torch.randn(V, D, requires_grad=True)
+    TiedWeight(weight).lookup(torch.tensor([[1, 1, 3]])).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.sum(1).nonzero().flatten().tolist() == [1, 3]
+    assert weight.grad[1].tolist() == [2] * D
 
 
 def test_a_loss_of_hundreds_of_nats_is_still_told() -> None:
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [900.0]])
-    assert tied_cross_entropy(hidden, weight, torch.tensor([0])).item() == 900
+    assert TiedWeight(weight).cross_entropy(hidden, torch.tensor([0])).item() == 900
+
+
+def test_a_token_that_is_all_but_certain_still_has_its_gradient() -> None:
+    weight = torch.tensor([[0.0], [12.0]], dtype=torch.float64)
+    shift = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    tied_loss(weight, shift, torch.tensor([0]), torch.tensor([1])).backward()
+    assert shift.grad is not None
+    assert shift.grad.item() == pytest.approx(-12 / (1 + math.exp(12)), rel=1e-9)
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+@pytest.mark.parametrize("tokens", [1, 5, 8])
+def test_the_feed_forward_part_and_its_gradients_are_the_usual_ones(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, frugal: bool
+) -> None:
+    monkeypatch.setattr("kssm.feedforward._CHUNK_CPU", 3)
+    ffn = FFN(D, frugal=frugal).double()
+    x = torch.randn(1, tokens, D, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn_like(x)
+    values = (x, *ffn.parameters())
+    expected = ffn.contract(torch.nn.functional.gelu(ffn.expand(x)))
+    torch.testing.assert_close(ffn(x), expected, atol=1e-12, rtol=0)
+    ours, usual = (torch.autograd.grad(y, values, direction) for y in (ffn(x), expected))
+    for mine, theirs in zip(ours, usual, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["v2", "v3"])
