@@ -133,7 +133,8 @@ def main() -> None:
     parser.add_argument("vocabularies", type=int, nargs="*", default=list(AIMS))
     parser.add_argument("--std", type=float, action="append", help="of the embedding: 0.02 is ours, 1 as published")
     parser.add_argument("--way", choices=("plain", "ours"))
-    said = parser.parse_known_args()[0]
+    parser.add_argument("--rows", help="see benchmarks.measure.tell")
+    said = parser.parse_args()
     stds = said.std or [0.02, 1.0]
     if said.way:
         serve((plain_way if said.way == "plain" else our_way)(said.vocabularies[0], stds[0]))
