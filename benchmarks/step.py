@@ -81,12 +81,12 @@ class Taken:
 
 def both(vocabulary: int, std: float) -> tuple[Taken, Taken]:
     """Plain and ours, in turn."""
-    # Threads that wait by spinning would steal from the process whose turn it is.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    as_usual = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    surroundings = {"plain": as_usual, "ours": {**as_usual, "OMP_WAIT_POLICY": "PASSIVE"}}  # as `kssm train` sets it
     command = [sys.executable, "-m", "benchmarks.step", str(vocabulary), "--std", str(std), "--way"]
     ways = [
         subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        for way in ("plain", "ours")
+        for way, environment in surroundings.items()
     ]
     seconds: list[list[float]] = [[], []]
     for _ in range(WARM_UP + ROUNDS):
