@@ -21,7 +21,7 @@ PATIENT = StopPolicy(20.0)
 TRAINER = """
 import os, sys, time, solorun
 rank, directory = sys.argv[1], sys.argv[3]
-print("rank", rank, os.getpid(), flush=True)
+os.write(1, f"rank {rank} {os.getpid()}\\n".encode())  # in one piece: two ranks write at once
 if rank == "1":
     sys.stdin.read()  # until the launcher lets it go
     sys.exit()

@@ -65,7 +65,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def told(root: Path | str, state: Path | str, now: float) -> list[dict[str, Any]]:
-    return status.rows([root], now, SETTINGS, str(state))
+    """The rows, less the memory of processes that live: two looks at it differ."""
+    rows = status.rows([root], now, SETTINGS, str(state))
+    return [{name: value for name, value in row.items() if name != "memory_bytes"} for row in rows]
 
 
 def later() -> float:
@@ -202,7 +204,7 @@ def test_a_label_written_over_in_place_is_seen(root: Path, state: Path) -> None:
 
 def test_any_sequence_of_changes_is_told_as_without_anything_kept(root: Path, state: Path) -> None:
     chance = random.Random(7)
-    for number in range(60):
+    for number in range(30):
         now = later() if number % 3 else time.time()  # as time goes, what was just written is not to be kept
         places = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.is_symlink()]
         name = chance.choice(list(CHANGES))
