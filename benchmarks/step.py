@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import Row, own_peak_mib, tell
 
 B, S = 4, 512
-WARM_UP, ROUNDS = 2, 7
+WARM_UP, ROUNDS = 1, 5
 AIMS = {8_192: (3.0, 0.55), 100_277: (2.5, 0.30)}
 
 
