@@ -215,7 +215,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _send_home(launch: Launch, code: int) -> None:
-    from kssm.ranks import send_home
+    from kssm.meeting import send_home
 
     send_home(launch, code)
 

@@ -9,16 +9,17 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from kssm import ranks, readout
+from kssm import meeting, ranks, readout
 from kssm.batches import batch_at
 from kssm.config import ReadoutName
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, prepare_cpu
 from kssm.errors import CorpusError, Stopped
 from kssm.launched import Launch
+from kssm.meeting import Stoppable
 from kssm.models import build
 from kssm.plan import Plan
-from kssm.ranks import Ranks, Stoppable
+from kssm.ranks import Ranks
 from kssm.step import Stepper, allocate_state
 
 
@@ -61,8 +62,8 @@ def follow(launch: Launch, cache_dir: Path, run: Stoppable) -> int:
     Raises:
         KssmError: something on this machine does not allow it.
     """
-    store = ranks.meet(launch, lambda: run.should_stop)
-    word = ranks.hear(store, launch, run)
+    store = meeting.meet(launch, lambda: run.should_stop)
+    word = meeting.hear(store, launch, run)
     if not isinstance(word, Brief):
         return int(word)
     prepare_cpu()

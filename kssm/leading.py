@@ -7,13 +7,14 @@ import sys
 
 import torch
 
-from kssm import ranks
+from kssm import meeting, ranks
 from kssm.config import TrainConfig
 from kssm.device import Compute, choose
 from kssm.errors import BadUsage
 from kssm.following import Brief
 from kssm.launched import Launch
-from kssm.ranks import Ranks, Stoppable
+from kssm.meeting import Stoppable
+from kssm.ranks import Ranks
 from kssm.wishes import Wishes
 
 
@@ -25,7 +26,7 @@ def compute_for(wishes: Wishes, launch: Launch | None) -> Compute:
     """
     if launch is None:
         return choose(wishes.device, wishes.precision)
-    ranks.meet(launch)  # from now on another rank that is asked to stop can say so
+    meeting.meet(launch)  # from now on another rank that is asked to stop can say so
     return ranks.own_device(launch, choose(ranks.device_of(wishes.device), wishes.precision))
 
 
@@ -57,7 +58,7 @@ def form(launch: Launch, word: Brief, run: Stoppable) -> Ranks:
         Stopped: a rank was asked to stop meanwhile.
         LostRank: a rank is gone.
     """
-    store = ranks.meet(launch)
-    ranks.say(store, word)
-    ranks.gather(store, launch, run)
+    store = meeting.meet(launch)
+    meeting.say(store, word)
+    meeting.gather(store, launch, run)
     return Ranks(launch, store, word.compute.device)

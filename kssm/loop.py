@@ -16,8 +16,9 @@ from kssm.corpus import Corpus
 from kssm.device import Compute, clear_caches, is_out_of_memory
 from kssm.errors import LostRank, StepFailed, Stopped
 from kssm.evaluate import Evaluation, evaluate
+from kssm.meeting import Stoppable
 from kssm.model_blocks import KSSM
-from kssm.ranks import Ranks, Stoppable
+from kssm.ranks import Ranks
 from kssm.report import Report, evaluation_lines, metrics_row, sample_lines, step_line
 from kssm.sample import sample
 from kssm.saves import Saves, Witness

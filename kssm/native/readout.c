@@ -94,9 +94,6 @@ static int64_t end_of_chain(int64_t n, int64_t H) {
 #define LANES 4
 #define SIDE_BY_SIDE 2
 #include "readout_kernel.h"
-#undef FORM
-#undef LANES
-#undef SIDE_BY_SIDE
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -109,9 +106,6 @@ static int64_t end_of_chain(int64_t n, int64_t H) {
 #define LANES 8
 #define SIDE_BY_SIDE 4
 #include "readout_kernel.h"
-#undef FORM
-#undef LANES
-#undef SIDE_BY_SIDE
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,fma"))), apply_to = function)
@@ -124,9 +118,6 @@ static int64_t end_of_chain(int64_t n, int64_t H) {
 #define LANES 16
 #define SIDE_BY_SIDE 4
 #include "readout_kernel.h"
-#undef FORM
-#undef LANES
-#undef SIDE_BY_SIDE
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

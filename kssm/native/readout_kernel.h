@@ -1,7 +1,8 @@
 /* One form of the readout, included once for each instruction set with
      FORM          suffix of its names
      LANES         floats in a vector
-     SIDE_BY_SIDE  vectors of oscillators that share a pass over the harmonics, as many as registers hold */
+     SIDE_BY_SIDE  vectors of oscillators that share a pass over the harmonics, as many as registers hold
+   which it takes away again at its end. */
 
 typedef float NAME(Floats) __attribute__((vector_size(LANES * 4)));
 typedef int32_t NAME(Ints) __attribute__((vector_size(LANES * 4)));
@@ -185,3 +186,6 @@ static int NAME(backward)(const Job *job, int64_t first, int64_t last) {
 #undef Floats
 #undef Ints
 #undef BLOCK
+#undef FORM
+#undef LANES
+#undef SIDE_BY_SIDE
