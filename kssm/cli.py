@@ -287,7 +287,7 @@ def _train_held(wishes: Wishes, run: solorun.Run, launch: Launch | None, *, shar
 
     ranks = launch if launch is not None and launch.world > 1 else None
     best = device_of(wishes.device) if ranks else available()[0] if wishes.device == "auto" else wishes.device
-    solorun.require_accelerator(best, share=share, tell=warn)
+    solorun.require_accelerator(best, share=share, tell=warn, launcher=launch.launcher if launch else None)
     train(wishes, cache_directory(), run, Report(run.log), ranks)
 
 

@@ -28,7 +28,13 @@ def is_shared(environment: Mapping[str, str]) -> bool:
     return environment.get(SHARE_VARIABLE, "") not in ("", "0")
 
 
-def require_accelerator(kind: str, *, share: bool = False, tell: Callable[[str], None] = lambda _line: None) -> None:
+def require_accelerator(
+    kind: str,
+    *,
+    share: bool = False,
+    tell: Callable[[str], None] = lambda _line: None,
+    launcher: int | None = None,
+) -> None:
     """For a trainer, after it holds its directory and before it uses its device: refuse to share an accelerator.
 
     Args:
@@ -36,6 +42,7 @@ def require_accelerator(kind: str, *, share: bool = False, tell: Callable[[str],
         share: whether its person allowed sharing; SOLORUN_SHARE_ACCELERATOR=1 in the environment does so too, and
             `share_accelerator = true` in solorun.toml.
         tell: told in one line, on a CPU, that another run shares the machine.
+        launcher: as in `hold`: all that it started is this run.
 
     Raises:
         NotSafe: another run uses the accelerator.
@@ -47,6 +54,8 @@ def require_accelerator(kind: str, *, share: bool = False, tell: Callable[[str],
         return
     table = process.census()
     mine = neighbours.family(table, os.getpid(), os.environ.get(process.RUN_ID_VARIABLE, ""))
+    if launcher:
+        mine |= neighbours.family(table, launcher)
     runs = neighbours.trainings(table, mine)
     if kind == "cpu":
         tell_of(runs, neighbours.program_of(process.argv(os.getpid()), os.getcwd()), tell)

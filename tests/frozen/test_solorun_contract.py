@@ -39,7 +39,7 @@ def test_what_a_run_offers() -> None:
 
 def test_how_a_trainer_asks_for_its_accelerator() -> None:
     parameters = inspect.signature(solorun.require_accelerator).parameters
-    assert list(parameters) == ["kind", "share", "tell"]
+    assert list(parameters) == ["kind", "share", "tell", "launcher"]
     assert (parameters["share"].default, issubclass(solorun.NotSafe, solorun.SolorunError)) == (False, True)
 
 

@@ -26,7 +26,9 @@ if rank == "1":
     sys.stdin.read()  # until the launcher lets it go
     sys.exit()
 with solorun.hold(directory, launcher=os.getppid()) as run:
-    print("holding", flush=True)
+    said = []
+    solorun.require_accelerator("cpu", tell=said.append, launcher=os.getppid())
+    os.write(1, f"neighbours {said}\\nholding\\n".encode())
     while not run.should_stop:
         time.sleep(0.01)
 """
@@ -34,8 +36,8 @@ LAUNCHER = """
 import subprocess, sys, time
 command = [sys.executable, sys.argv[1]]
 words = ["--out", sys.argv[2]]
-first = subprocess.Popen([*command, "0", *words], start_new_session=True)
 second = subprocess.Popen([*command, "1", *words], start_new_session=True, stdin=subprocess.PIPE)
+first = subprocess.Popen([*command, "0", *words], start_new_session=True)
 status = first.wait()
 time.sleep(0.5)
 second.communicate()
@@ -64,6 +66,13 @@ def test_siblings_are_one_claimant(spawn: Spawner, results: Path) -> None:
     found = claimants.find(results, time.time())
     assert [one.leader.pid for one in found] == [label_of(results)]
     assert {one.pid for one in found[0].members} >= set(ranks(child))
+
+
+def test_a_sibling_is_no_neighbour(spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOLORUN_SHARE_ACCELERATOR")  # where sharing is allowed, nobody is looked for
+    child = launched(spawn, results)
+    told = next(line for line in child.text().splitlines() if line.startswith("neighbours"))
+    assert not any(str(pid) in told for pid in ranks(child))
 
 
 def ranks(child: Child) -> list[int]:
