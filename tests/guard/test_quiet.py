@@ -51,7 +51,7 @@ def make_run(path: Path, run_id: str, *, label: int | None = None) -> None:
     for step in (50, 90):
         (path / f"checkpoint_{step}.safetensors").write_bytes(b"weights")
     if label is not None:
-        (path / "training.lock").write_text(f"{label}\n")
+        (path / "training.lock").write_text(f"{label:07}\n")  # so that any other PID has as many digits
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_every_change_is_seen_at_once(root: Path, state: Path, name: str, which:
 def test_a_label_written_over_in_place_is_seen(root: Path, state: Path) -> None:
     now = later()
     told(root, state, now)
-    overwrite(root / "run03" / "training.lock", f"{os.getppid()}\n".encode())
+    overwrite(root / "run03" / "training.lock", f"{os.getppid():07}\n".encode())
     row = told(root, state, now)[3]
     assert (row["state"], row["pid"]) == ("running", os.getppid())
 
