@@ -8,10 +8,12 @@ Each epoch has its own permutation and shifts the windows' borders, so that no b
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kssm.config import TrainConfig
 from kssm.errors import CorpusError
 from kssm.tokenfile import Tokens
 
@@ -48,6 +50,56 @@ def batch_at(tokens: Tokens, *, seed: int, step: int, rows: int, length: int) ->
         *keys, shift = _keys(seed, epoch)
         starts[here] = permuted(places, windows, keys).astype(np.int64) * length + shift % (slack + 1)
     return _gather(tokens, starts, length)
+
+
+def in_order(tokens: Tokens, training: TrainConfig) -> Callable[[int], Batch]:
+    """The batch of each step of a run."""
+    at = carried_batch_at if training.carry_state else batch_at
+    rows, length, seed = training.rows, training.seq_length, training.seed
+    return lambda step: at(tokens, seed=seed, step=step, rows=rows, length=length)
+
+
+def carried_batch_at(tokens: Tokens, *, seed: int, step: int, rows: int, length: int) -> Batch:
+    """The batch of one step where each row goes on where the step before left it.
+
+    The text is cut into as many stretches as there are rows, and each row reads its own from end to end; then all
+    begin anew, with borders shifted by another amount.
+
+    Args:
+        tokens: [n], the training part.
+        seed: of the order, in [0, 2^63).
+        step: from 0 on.
+        rows: windows per step.
+        length: S, tokens predicted per window.
+
+    Returns:
+        [rows, length + 1]: each window's tokens and the one after.
+
+    Raises:
+        CorpusError: the text is shorter than one window for each row.
+    """
+    steps, slack, stretch = _stretches(len(tokens), rows, length)
+    epoch, place = divmod(step, steps)
+    shift = _keys(seed, epoch)[-1] % (slack + 1)
+    return _gather(tokens, np.arange(rows, dtype=np.int64) * stretch + shift + place * length, length)
+
+
+def carried_begins(count: int, *, step: int, rows: int, length: int) -> bool:
+    """Whether the rows of `carried_batch_at` begin anew at a step; count is the tokens of the training part."""
+    return step % _stretches(count, rows, length)[0] == 0
+
+
+def _stretches(tokens: int, rows: int, length: int) -> tuple[int, int, int]:
+    """Steps of an epoch, the greatest shift, and the tokens from one row's stretch to the next."""
+    stretch = (tokens - 1) // rows
+    if stretch < length:
+        raise CorpusError(
+            f"a part of the text has {tokens} tokens; {rows} rows that read their own stretch of it in windows of "
+            f"{length} need {rows * length + 1}",
+            "add text, use a smaller --seq-length or --batch-size, or leave --carry-state out",
+        )
+    steps = max((stretch - length) // length, 1)
+    return steps, min(stretch - steps * length, length - 1), stretch
 
 
 def validation_batches(tokens: Tokens, *, count: int, rows: int, length: int) -> list[Batch]:

@@ -37,6 +37,14 @@ _TRAINING: dict[str, tuple[type, str]] = {
     "keep": (int, "newest checkpoints to keep, beside the best"),
 }
 
+_SHAPE: dict[str, tuple[str, bool]] = {
+    "published": ("published", True),
+    "monostable": ("bistable", False),
+    "uncoupled": ("coupled", False),
+    "unrotated": ("rotating", False),
+}
+"""Flags that change the shape of a model: field and value."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
@@ -94,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kssm {solorun.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     train = commands.add_parser("train", help="train a model").add_subparsers(metavar="MODEL", required=True)
-    for name in ("v2", "v3"):
+    for name in get_args(ModelName):
         _add_training(train.add_parser(name, help=f"K-SSM {name}"), name)
     _add_sample(commands.add_parser("sample", help="text from a checkpoint"))
     _add_evaluate(commands.add_parser("evaluate", help="loss of a checkpoint on held-out text"))
@@ -116,13 +124,29 @@ def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
     parser.add_argument("--output-dir", type=_path, help=f"results directory (default results/kssm_{model})")
     _add_device(parser)
     parser.add_argument("--share-accelerator", action="store_true", help="train although another run uses the device")
-    parser.add_argument("--published", action="store_true", default=None, help="published initial values and noise")
+    if model != "v4":
+        parser.add_argument("--published", action="store_true", help="published initial values and noise")
     if model == "v3":
         parser.add_argument("--monostable", action="store_true", help="the published ablation: no clamp on u")
+    if model == "v4":
+        _add_v4(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--resume", action="store_true", help="there must be a checkpoint to continue")
     which.add_argument("--fresh", action="store_true", help="archive what is there and start anew")
-    parser.set_defaults(run=_train, model=model, monostable=False)
+    parser.set_defaults(run=_train, model=model)
+
+
+def _add_v4(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--carry-state", action="store_true", default=None,
+        help="each row of a batch goes on where the step before left it, with the model's state",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attention-every", type=int, default=None, metavar="N",
+        help="hybrid: causal attention instead of oscillators in every N-th block",
+    )  # fmt: skip
+    parser.add_argument("--uncoupled", action="store_true", help="ablation: no mean field")
+    parser.add_argument("--unrotated", action="store_true", help="ablation: no rotation, real gates")
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
@@ -171,12 +195,11 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
 
 
 def _wishes(arguments: argparse.Namespace) -> Wishes:
-    given: dict[str, Any] = {name: getattr(arguments, name) for name in _TRAINING}
-    shape: dict[str, Any] = {}
-    if arguments.published:
-        shape["published"] = True
-    if arguments.monostable:
-        shape["bistable"] = False
+    asked = vars(arguments)
+    given = {name: asked.get(name) for name in (*_TRAINING, "carry_state")}
+    shape: dict[str, Any] = {field: value for flag, (field, value) in _SHAPE.items() if asked.get(flag)}
+    if asked.get("attention_every") is not None:
+        shape["attention_every"] = arguments.attention_every
     said = {name: value for name, value in given.items() if value is not None}
     train_config(arguments.model, arguments.size or "tiny", **said)  # refuses a value that never works, before the lock
     return Wishes(

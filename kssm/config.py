@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kssm.errors import BadUsage
 
-ModelName = Literal["v2", "v3"]
+ModelName = Literal["v2", "v3", "v4"]
 Size = Literal["tiny", "small", "medium", "large"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ReadoutName = Literal["auto", "portable", "native", "triton", "metal"]
@@ -27,16 +27,20 @@ class ModelConfig:
     """The shape of a K-SSM.
 
     Args:
-        name: which published model the equations follow.
+        name: which model: v2 and v3 follow the published equations, v4 is this project's own.
         vocabulary: V, number of token ids.
         hidden: D, width of the residual stream.
         layers: L, number of blocks.
         oscillators: N, phases per bank.
-        harmonics: H, order parameters Z_1..Z_H read out per bank (v3 only; 1 for v2).
-        positions: number of learned positions, the longest sequence.
+        harmonics: H, order parameters Z_1..Z_H read out per bank (v3 only; 1 for the others).
+        positions: number of learned positions, the longest sequence; 0 for v4, which has none and reads any length.
         dropout: probability in v2's embedding, bank residual and FFN; v3 has none.
         bistable: v3 clamps u to [0.1, 10]; False is the published monostable ablation.
         published: the published initial values and noise also in evaluation, for comparison.
+        group: oscillators of v4 that share a mean field.
+        coupled: v4's mean field; False is the ablation without it.
+        rotating: v4's rotation; False is the ablation with real gates.
+        attention_every: v4 has causal attention in the place of oscillators in every n-th block; 0 has none.
     """
 
     name: ModelName
@@ -49,15 +53,33 @@ class ModelConfig:
     dropout: float
     bistable: bool = True
     published: bool = False
+    group: int = 16
+    coupled: bool = True
+    rotating: bool = True
+    attention_every: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.name in ("v2", "v3"), f"model {self.name!r} is not one of v2, v3")
-        for field in ("vocabulary", "hidden", "layers", "oscillators", "harmonics", "positions"):
+        _require(self.name in _SHAPES, f"model {self.name!r} is not one of {', '.join(_SHAPES)}")
+        for field in ("vocabulary", "hidden", "layers", "oscillators", "harmonics", "group"):
             value = getattr(self, field)
             _require(isinstance(value, int) and value >= 1, f"{field} is {value}; it counts things, so it is 1 or more")
         _require(self.vocabulary >= 2, "a vocabulary of one token leaves nothing to predict")
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is a probability, and at 1 nothing passes")
-        _require(self.name != "v3" or self.dropout == 0, "v3 has no dropout; its noise is the spread of the phases")
+        _require(self.name == "v2" or self.dropout == 0, f"{self.name} has no dropout; v2 alone has")
+        self._require_of_v4() if self.name == "v4" else self._require_of_published()
+
+    def _require_of_published(self) -> None:
+        _require(self.positions >= 1, f"positions is {self.positions}; {self.name} learns one for each place")
+        _require(self.coupled and self.rotating and not self.attention_every, f"{self.name} is as published")
+
+    def _require_of_v4(self) -> None:
+        _require(self.positions == 0, f"positions is {self.positions}; v4 has none")
+        _require(not self.published, "v4 is not a published model")
+        _require(self.attention_every >= 0, f"attention_every is {self.attention_every}; it counts blocks")
+        _require(self.attention_every != 1, "attention in every block would leave no oscillators")
+        _require(
+            self.oscillators % self.group == 0, f"{self.oscillators} oscillators are no whole groups of {self.group}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +106,7 @@ class TrainConfig:
         save_interval: steps between checkpoints.
         log_interval: steps between log lines.
         keep: how many of the newest checkpoints stay, beside the best.
+        carry_state: each row of a batch goes on where the step before left it, with the model's state; v4 alone.
     """
 
     batch_size: int
@@ -105,6 +128,7 @@ class TrainConfig:
     save_interval: int = 1000
     log_interval: int = 20
     keep: int = 3
+    carry_state: bool = False
 
     def __post_init__(self) -> None:
         for field in (
@@ -140,6 +164,12 @@ _SHAPES: dict[ModelName, dict[Size, dict[str, int]]] = {
         "medium": {"hidden": 384, "layers": 6, "oscillators": 192, "harmonics": 32, "positions": 1024},
         "large": {"hidden": 512, "layers": 8, "oscillators": 256, "harmonics": 32, "positions": 1024},
     },
+    "v4": {
+        "tiny": {"hidden": 96, "layers": 3, "oscillators": 48, "positions": 0},
+        "small": {"hidden": 256, "layers": 4, "oscillators": 128, "positions": 0},
+        "medium": {"hidden": 384, "layers": 6, "oscillators": 192, "positions": 0},
+        "large": {"hidden": 512, "layers": 8, "oscillators": 256, "positions": 0},
+    },
 }
 
 _TRAINING: dict[ModelName, TrainConfig] = {
@@ -150,6 +180,10 @@ _TRAINING: dict[ModelName, TrainConfig] = {
     "v3": TrainConfig(
         batch_size=8, gradient_accumulation=8, seq_length=512, max_steps=10_000, warmup_steps=1_000, lr=4e-4,
         beta2=0.999,
+    ),
+    "v4": TrainConfig(
+        batch_size=8, gradient_accumulation=4, seq_length=256, max_steps=10_000, warmup_steps=100, lr=3e-3,
+        beta2=0.99, lambda_reg=0.0,
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kssm.config import TrainConfig
 from kssm.device import Compute
 from kssm.errors import KssmError, Stopped
-from kssm.model_blocks import KSSM
+from kssm.language_model import LanguageModel
 from kssm.objective import objective
 
 
@@ -28,7 +28,8 @@ class Evaluation:
         perplexity: exp(ce), infinite where that overflows.
         order_parameter: R, mean over tokens and layers.
         order_parameter_std: its standard deviation over the tokens of a batch.
-        u: mean u; None for v2.
+        u: mean u; v3 alone has it.
+        coupling: mean k; v4 alone has it.
         tokens: how many tokens were predicted.
     """
 
@@ -38,11 +39,12 @@ class Evaluation:
     order_parameter: float
     order_parameter_std: float
     u: float | None
+    coupling: float | None
     tokens: int
 
 
 def evaluate(
-    model: KSSM,
+    model: LanguageModel,
     batches: Iterable[NDArray[np.integer]],
     compute: Compute,
     config: TrainConfig,
@@ -74,13 +76,16 @@ def evaluate(
             tokens += count
     if not tokens:
         raise KssmError("the evaluation has no batch", "use a longer text or a shorter --seq-length")
-    loss, ce, order_parameter, std, u = (torch.stack(sums).sum(0) / tokens).tolist()
-    perplexity = math.exp(ce) if ce < 700 else math.inf
-    return Evaluation(loss, ce, perplexity, order_parameter, std, u if model.config.name == "v3" else None, tokens)
+    loss, ce, order_parameter, std, u, coupling = (torch.stack(sums).sum(0) / tokens).tolist()
+    return Evaluation(
+        loss, ce, perplexity=math.exp(ce) if ce < 700 else math.inf, order_parameter=order_parameter,
+        order_parameter_std=std, u=u if model.config.name == "v3" else None,
+        coupling=coupling if model.config.name == "v4" else None, tokens=tokens,
+    )  # fmt: skip
 
 
-def _measurements(model: KSSM, rows: Tensor, noise: torch.Generator | None, config: TrainConfig) -> Tensor:
-    """[loss, ce, R, std of R, u] of a batch."""
+def _measurements(model: LanguageModel, rows: Tensor, noise: torch.Generator | None, config: TrainConfig) -> Tensor:
+    """[loss, ce, R, std of R, u, k] of a batch."""
     loss, ce, _, features = objective(model, rows, noise, config)
-    u = features.u_L.mean() if features.u_L is not None else torch.zeros_like(ce)
-    return torch.stack((loss, ce, features.order_parameter_L.mean(), features.order_parameter_std, u))
+    u, k = (torch.zeros_like(ce) if of_L is None else of_L.mean() for of_L in (features.u_L, features.coupling_L))
+    return torch.stack((loss, ce, features.order_parameter_L.mean(), features.order_parameter_std, u, k))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kssm import meeting, ranks, readout
-from kssm.batches import batch_at
+from kssm.batches import in_order
 from kssm.config import ReadoutName
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, prepare_cpu
@@ -127,11 +127,8 @@ def _stepper(word: Brief, corpus: Corpus, compute: Compute, group: Ranks, run: S
     training = word.plan.training
     model = build(word.plan.model, training.seed).to(compute.device)
     stepper = Stepper(
-        model, training, compute,
-        batch=lambda step: batch_at(
-            corpus.train, seed=training.seed, step=step, rows=training.rows, length=training.seq_length
-        ),
-        log=lambda _line: None, should_stop=lambda: group.agreed(run),
+        model, training, compute, batch=in_order(corpus.train, training), log=lambda _line: None,
+        should_stop=lambda: group.agreed(run),
     )  # fmt: skip
     stepper.micro_batch = word.micro_batch
     allocate_state(stepper.optimizer)

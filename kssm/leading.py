@@ -31,7 +31,13 @@ def compute_for(wishes: Wishes, launch: Launch | None) -> Compute:
 
 
 def require_whole_shares(training: TrainConfig, compute: Compute) -> None:
-    """Refuse an effective batch that the ranks cannot share equally: its mean would weigh some sequences more."""
+    """Refuse what the ranks cannot share: a batch of unequal shares, and the state that goes from step to step."""
+    if training.carry_state and compute.ranks > 1:
+        raise BadUsage(
+            "--carry-state: the state that goes from step to step is not shared out among ranks",
+            "leave --carry-state out, or train without torchrun",
+        )
+    # A mean of unequal shares would weigh some sequences more.
     if training.rows % compute.ranks:
         raise BadUsage(
             f"the effective batch of {training.batch_size} x {training.gradient_accumulation} = {training.rows} "

@@ -16,8 +16,8 @@ from kssm.corpus import Corpus
 from kssm.device import Compute, clear_caches, is_out_of_memory
 from kssm.errors import LostRank, StepFailed, Stopped
 from kssm.evaluate import Evaluation, evaluate
+from kssm.language_model import LanguageModel
 from kssm.meeting import Stoppable
-from kssm.model_blocks import KSSM
 from kssm.ranks import Ranks
 from kssm.report import Report, evaluation_lines, metrics_row, sample_lines, step_line
 from kssm.sample import sample
@@ -93,7 +93,7 @@ class Loop:
 
     def __init__(
         self,
-        model: KSSM,
+        model: LanguageModel,
         stepper: Stepper,
         model_config: ModelConfig,
         config: TrainConfig,
@@ -285,6 +285,7 @@ class Loop:
         tensors = model_tensors(self.model)
         if not best:  # the best model is for use, not for continuing
             tensors |= optimizer_tensors(self.stepper.optimizer, self.model.named_parameters())
+            tensors |= self.stepper.carried.tensors() if self.stepper.carried else {}
         facts = SnapshotFacts(
             state=self.state,
             model=as_facts(self.model_config),
@@ -311,7 +312,7 @@ def surroundings(model: ModelConfig, compute: Compute) -> dict[str, str]:
 
 
 def sample_text(
-    model: KSSM,
+    model: LanguageModel,
     corpus: Corpus,
     prompt: str,
     count: int,

@@ -1,13 +1,10 @@
-"""What the K-SSM models share: embedding, blocks, norms, tied head; a model brings its own bank of oscillators.
+"""What the published models v2 and v3 share: positions, blocks, norms; each brings its own bank of oscillators.
 
 Config -> KSSM -> Block -> Bank. Symbols stand in `kssm.oscillators`; a suffix names a tensor's axes: B batch,
 S position, D hidden, N oscillators, H harmonics, L layers, V vocabulary, F readings of a bank.
 
 Neither v2 nor v3 mixes positions: a logit depends on its own token and position alone. They are position-aware
 bigram models, and the bigram entropy of the text is what their loss can hope for.
-
-`noise` is the generator of everything random in a forward pass. None means evaluation: no dropout, no spread of the
-phases. There is no training mode beside it.
 """
 
 from __future__ import annotations
@@ -17,15 +14,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name
 from torch import Tensor, nn
 
 from kssm.config import ModelConfig
 from kssm.errors import BadUsage
 from kssm.feedforward import FFN
+from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State
 from kssm.tied import TiedWeight
-
-EMBEDDING_STD = 0.02
 
 
 class Readings(NamedTuple):
@@ -42,26 +37,6 @@ class Readings(NamedTuple):
     order_parameter_BS: Tensor
     u: Tensor | None = None
     determinant: Tensor | None = None
-
-
-class Features(NamedTuple):
-    """What a model computes from tokens, short of the logits.
-
-    Args:
-        hidden_BSD: the normed last hidden state, for `KSSM.logits`.
-        order_parameter_L: R of each layer, mean over the tokens; carries no gradient.
-        order_parameter_std: standard deviation over the tokens of the layers' mean R; carries no gradient.
-        u_L: mean u of each layer, with gradient; None for v2.
-        determinant_L: mean |Delta| of each layer, with gradient; None for v2.
-        tied: embedding and head of this pass, for the loss.
-    """
-
-    hidden_BSD: Tensor
-    order_parameter_L: Tensor
-    order_parameter_std: Tensor
-    u_L: Tensor | None
-    determinant_L: Tensor | None
-    tied: TiedWeight
 
 
 class Bank(nn.Module):
@@ -119,11 +94,8 @@ def _spares_memory(config: ModelConfig) -> bool:
     return blocks / 2 < 0.03 * 3 * (blocks + head)
 
 
-class KSSM(nn.Module):
-    """A Kuramoto state-space model: embedding, L blocks, final norm, head tied to the embedding.
-
-    Departure from the published form: the token embedding starts at std 0.02, not at the framework's N(0, 1), whose
-    first loss is 60 to 140 nats with a tied head. `config.published` restores N(0, 1), and v3's noise in evaluation.
+class KSSM(LanguageModel):
+    """A published Kuramoto state-space model: embedding, L blocks, final norm, head tied to the embedding.
 
     Args:
         config: the shape.
@@ -131,21 +103,20 @@ class KSSM(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, bank: Callable[[ModelConfig], Bank]) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.hidden)
+        super().__init__(config)
         self.positions = nn.Embedding(config.positions, config.hidden)
         self.blocks = nn.ModuleList(Block(config, bank(config)) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden)
         nn.init.normal_(self.embedding.weight, std=1.0 if config.published else EMBEDDING_STD)
         nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
 
-    def forward(self, tokens_BS: Tensor, noise: torch.Generator | None = None) -> Features:
-        """Hidden states and what the oscillators did.
-
-        Args:
-            tokens_BS: token ids [B, S], S up to `config.positions`.
-            noise: generator on the tokens' device for dropout and spread; None evaluates without either.
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        noise: torch.Generator | None = None,
+        state: State | None = None,  # noqa: ARG002
+    ) -> Features:
+        """See `LanguageModel`; it has no memory, so the state is not looked at.
 
         Raises:
             BadUsage: the sequence is longer than the learned positions.
@@ -161,16 +132,6 @@ class KSSM(nn.Module):
             h_BSD, readings = block(h_BSD, noise)
             layers.append(readings)
         return _features(self.norm(h_BSD), layers, tied)
-
-    def logits(self, hidden_BSD: Tensor) -> Tensor:
-        """[B, S, D] -> [B, S, V], by the embedding's own weights and no bias."""
-        return F.linear(hidden_BSD, self.embedding.weight)
-
-    def evaluation_noise(self, seed: int) -> torch.Generator | None:
-        """What to pass as noise when evaluating: None, but a generator for v3 as published, which stays noisy."""
-        if not (self.config.published and self.config.name == "v3"):
-            return None
-        return torch.Generator(self.embedding.weight.device).manual_seed(seed)
 
 
 def _features(hidden_BSD: Tensor, layers: list[Readings], tied: TiedWeight) -> Features:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from kssm.config import ModelConfig
-from kssm.model_blocks import KSSM, Bank, Features, Readings, natural_phases
+from kssm.language_model import Features
+from kssm.model_blocks import KSSM, Bank, Readings, natural_phases
 from kssm.oscillators import mean_field_pull
 from kssm.readout import order_parameters
 
@@ -71,7 +72,7 @@ class KSSMv3(KSSM):
 
 
 def regulariser(features: Features, lambda1: float, lambda2: float) -> Tensor:
-    """`lambda1 / (mean|Delta| + 1e-5) - lambda2 log max(mean u, 1e-5)`, mean over the layers; 0 for v2.
+    """`lambda1 / (mean|Delta| + 1e-5) - lambda2 log max(mean u, 1e-5)`, mean over the layers; 0 for the other models.
 
     It keeps the system solvable and u off its lower clamp; below zero, where u is large, is no error.
 

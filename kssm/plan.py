@@ -58,6 +58,8 @@ def plan_continued(wishes: Wishes, facts: SnapshotFacts, fingerprint: str, path:
     if wishes.size is not None or wishes.model != saved_model.name:
         model = model_config(wishes.model, wishes.size or "tiny", saved_model.vocabulary, **wishes.shape)
     training = replace(saved_training, **_same_rows(wishes.training, saved_training))
+    # What a version that wrote the checkpoint did not know of yet is as it is by default.
+    facts = replace(facts, model=as_facts(saved_model), training=as_facts(saved_training))
     differing = differences(facts, as_facts(model), as_facts(training), fingerprint)
     if differing:
         told = "; ".join(f"{d.field}: saved {d.saved}, now {d.now}" for d in differing)
@@ -86,9 +88,14 @@ def _configs(facts: SnapshotFacts, path: Path) -> tuple[ModelConfig, TrainConfig
 
 
 def _checked(plan: Plan) -> Plan:
-    if plan.training.seq_length > plan.model.positions:
+    if plan.model.positions and plan.training.seq_length > plan.model.positions:
         raise BadUsage(
             f"--seq-length {plan.training.seq_length} is longer than the model's {plan.model.positions} positions",
             f"use --seq-length {plan.model.positions} or less",
+        )
+    if plan.training.carry_state and plan.model.name != "v4":
+        raise BadUsage(
+            f"--carry-state: {plan.model.name} remembers nothing from one token to the next",
+            "leave it out, or train v4",
         )
     return plan

@@ -84,12 +84,20 @@ class Report:
 
 
 def step_line(name: str, step: int, total: int, result: StepResult) -> str:
-    """One logged step: v3's columns step, total, CE, reg, R, u_val, grad norm; v2's step, loss, perplexity, R, tone."""
+    """One logged step: v3's columns step, total, CE, reg, R, u_val, grad norm; v2's step, loss, perplexity, R, tone.
+
+    v4's are step, loss, perplexity, R, k, grad norm and the learning rate.
+    """
     head = f"step {step:>{len(str(total))}}/{total}"
     if name == "v2":
         return (
             f"{head}  loss {result.loss:6.3f}  ppl {perplexity(result.ce):8.2f}  R {result.order_parameter:.4f} "
             f"± {result.order_parameter_std:.4f}  {zone(result.order_parameter)}  lr {result.lr:.2e}"
+        )
+    if name == "v4":
+        return (
+            f"{head}  loss {result.loss:6.3f}  ppl {perplexity(result.ce):8.2f}  R {result.order_parameter:.4f}  "
+            f"k {result.coupling or 0.0:.4f}  grad norm {result.grad_norm:.2f}  lr {result.lr:.2e}"
         )
     return (
         f"{head}  total {result.loss:6.3f}  CE {result.ce:6.3f}  reg {result.reg:6.3f}  "
@@ -109,6 +117,7 @@ def evaluation_lines(
 ) -> list[str]:
     """An evaluation beside what tables of the same text know."""
     u = "" if found.u is None else f"  u {found.u:.3f}"
+    u += "" if found.coupling is None else f"  k {found.coupling:.3f}"
     per_layer = "  R per layer " + " ".join(f"{value:.3f}" for value in layers) if layers else ""
     values = f"val loss {found.loss:.4f}  CE {found.ce:.4f}  perplexity {found.perplexity:.1f}"
     return [
@@ -127,12 +136,12 @@ def metrics_row(step: int, result: StepResult | None, found: Evaluation | None) 
         found: of the evaluation, where there was one.
     """
     if result is None:
-        names = ("ce", "loss", "reg", "R", "u", "grad_norm", "lr", "tokens", "seconds", "R_layers")
+        names = ("ce", "loss", "reg", "R", "u", "grad_norm", "lr", "tokens", "seconds", "R_layers", "k")
         row: dict[str, Any] = {"step": step, **dict.fromkeys(names)}
     else:
         row = _step_row(step, result)
     if found is not None:
-        row.update(val_ce=found.ce, val_R=found.order_parameter, val_u=found.u)
+        row.update(val_ce=found.ce, val_R=found.order_parameter, val_u=found.u, val_k=found.coupling)
     return row
 
 
@@ -141,6 +150,7 @@ def _step_row(step: int, result: StepResult) -> dict[str, Any]:
         "step": step, "ce": result.ce, "loss": result.loss, "reg": result.reg, "R": result.order_parameter,
         "u": result.u, "grad_norm": result.grad_norm, "lr": result.lr, "tokens": result.tokens,
         "seconds": round(result.seconds, 6), "R_layers": list(result.order_parameter_layers),
+        "k": result.coupling,
     }  # fmt: skip
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kssm.errors import BadUsage, Stopped
-from kssm.model_blocks import KSSM
+from kssm.language_model import Features, LanguageModel, State
 
 
 def sample(
-    model: KSSM,
+    model: LanguageModel,
     prompt_ids: Sequence[int],
     count: int,
     *,
@@ -25,7 +25,8 @@ def sample(
 
     Args:
         model: on any device.
-        prompt_ids: one token id or more; only the last `positions` of prompt and continuation are read.
+        prompt_ids: one token id or more. A model that remembers reads each token once, at a cost that does not grow
+            with the text; another reads the last `positions` tokens anew for each one it draws.
         count: how many tokens to draw.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: draw among the k likeliest; None draws among all.
@@ -42,16 +43,22 @@ def sample(
     _require_usable(prompt_ids, model.config.vocabulary, temperature, top_k)
     draws = torch.Generator().manual_seed(seed)
     noise = model.evaluation_noise(seed)
-    device = model.embedding.weight.device
-    ids = list(prompt_ids)
+    ids, state = list(prompt_ids), None
+    unread = len(ids)
     with torch.inference_mode():
         for _ in range(count):
             if should_stop():
                 raise Stopped
-            context_1S = torch.tensor([ids[-model.config.positions :]], device=device)
-            hidden_1SD = model(context_1S, noise).hidden_BSD
-            ids.append(_draw(model.logits(hidden_1SD[:, -1]).squeeze(0), temperature, top_k, draws))
+            features = _read(model, ids[-(unread if model.remembers else model.config.positions) :], noise, state)
+            state, unread = features.state, 1
+            ids.append(_draw(model.logits(features.hidden_BSD[:, -1]).squeeze(0), temperature, top_k, draws))
     return ids[len(prompt_ids) :]
+
+
+def _read(model: LanguageModel, ids: list[int], noise: torch.Generator | None, state: State | None) -> Features:
+    """What one row of tokens does to a model."""
+    features: Features = model(torch.tensor([ids], device=model.embedding.weight.device), noise, state)
+    return features
 
 
 def _draw(logits_V: Tensor, temperature: float, top_k: int | None, draws: torch.Generator) -> int:

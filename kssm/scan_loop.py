@@ -39,7 +39,7 @@ class Coefficients(NamedTuple):
 def coefficients(p_BSP: Tensor, beta_N: Tensor, omega_N: Tensor, shape: ScanShape) -> Coefficients:
     """See `kssm.scan` for the equations; `forgets` is 1 - a without its cancellation."""
     N = shape.oscillators
-    b_re, b_im, decay, turn, gate, coupling = p_BSP.split([N, N, N, N, 2 * N, shape.groups], dim=-1)
+    b_re, b_im, decay, turn, gate, coupling = torch.split(p_BSP, [N, N, N, N, 2 * N, shape.groups], dim=-1)
     a, forgets = (decay + beta_N).sigmoid(), (-decay - beta_N).sigmoid()
     phi = omega_N + math.pi * (turn / math.pi).tanh() if shape.rotating else torch.zeros_like(a)
     s = (forgets * (1 + a) + INPUT_FLOOR).sqrt()
@@ -68,20 +68,20 @@ def scan_by_definition(
         coupling: sets k of all groups at all positions to this instead.
         phases: changes the phases of each state as soon as it is made.
     """
-    N, G = shape.oscillators, shape.groups
+    G = shape.groups
     c = coefficients(p_BSP, beta_N, omega_N, shape)
     k_BSG = c.k_BSG if coupling is None else torch.full_like(c.k_BSG, coupling)
     d_re, d_im = c.a_BSN * c.phi_BSN.cos(), c.a_BSN * c.phi_BSN.sin()
     in_re, in_im = c.s_BSN * c.b_re_BSN, c.s_BSN * c.b_im_BSN
-    re, im = (part.unflatten(-1, (G, -1)) for part in start_BF.split(N, dim=-1))  # [B, G, n] each
+    re, im = start_BF.view(-1, 2, G, shape.group).unbind(1)  # [B, G, n] each
     states: list[Tensor] = []
     for t in range(p_BSP.shape[1]):
         k = k_BSG[:, t, :, None]
         w_re = (1 - k) * re + k * re.mean(-1, keepdim=True)
         w_im = (1 - k) * im + k * im.mean(-1, keepdim=True)
-        turn_re, turn_im = (part[:, t].unflatten(-1, (G, -1)) for part in (d_re, d_im))
-        re = turn_re * w_re - turn_im * w_im + in_re[:, t].unflatten(-1, (G, -1))
-        im = turn_re * w_im + turn_im * w_re + in_im[:, t].unflatten(-1, (G, -1))
+        turn_re, turn_im, add_re, add_im = (part[:, t].view_as(re) for part in (d_re, d_im, in_re, in_im))
+        re = turn_re * w_re - turn_im * w_im + add_re
+        im = turn_re * w_im + turn_im * w_re + add_im
         if phases is not None:
             re, im = phases(re, im)
         states.append(torch.cat((re.flatten(1), im.flatten(1)), -1))
@@ -91,10 +91,11 @@ def scan_by_definition(
 
 def synchrony(z_BSF: Tensor, shape: ScanShape) -> Tensor:
     """R of states [..., F]: |mean of the unit phasors| of each group, mean over the groups; [...]."""
-    re, im = (part.unflatten(-1, (shape.groups, -1)) for part in z_BSF.detach().split(shape.oscillators, dim=-1))
+    re, im = z_BSF.detach().view(*z_BSF.shape[:-1], 2, shape.groups, shape.group).unbind(-3)
     length = (re * re + im * im + _UNIT_FLOOR).sqrt()
     re, im = (re / length).mean(-1), (im / length).mean(-1)
-    return (re * re + im * im).sqrt().mean(-1)
+    R: Tensor = (re * re + im * im).sqrt().mean(-1)
+    return R
 
 
 class LoopScan:
@@ -117,8 +118,10 @@ class LoopScan:
         shape: ScanShape,
     ) -> Gradients:
         """See `kssm.scan_maker.Scan`."""
-        inputs = [tensor.detach().requires_grad_() for tensor in (p_BSP, beta_N, omega_N, start_BF)]
+        p, beta, omega, start = inputs = [
+            tensor.detach().requires_grad_() for tensor in (p_BSP, beta_N, omega_N, start_BF)
+        ]
         with torch.enable_grad():
-            y_BSF = scan_by_definition(*inputs, shape).y_BSF  # type: ignore[misc] # four of them
+            y_BSF = scan_by_definition(p, beta, omega, start, shape).y_BSF
             found = torch.autograd.grad(y_BSF, inputs, d_y_BSF, allow_unused=True, materialize_grads=True)
         return Gradients(*found)

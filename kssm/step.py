@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kssm.carried import Carried
 from kssm.config import TrainConfig
 from kssm.device import Compute, clear_caches, is_out_of_memory
 from kssm.errors import KssmError, NotFinite, StepFailed, Stopped
-from kssm.model_blocks import KSSM
+from kssm.language_model import LanguageModel, State
 from kssm.objective import Objective, objective
 from kssm.ranks import Ranks
 from kssm.schedule import lr_at
@@ -31,11 +32,12 @@ class StepResult:
     Args:
         loss: `ce + lambda_reg * reg`.
         ce: cross-entropy, nats per token.
-        reg: the regulariser before its weight; 0 for v2.
+        reg: the regulariser before its weight; 0 where a model has none.
         order_parameter: R, mean over tokens and layers.
         order_parameter_std: its standard deviation over the tokens of a micro-batch.
         order_parameter_layers: R of each layer.
-        u: mean u over tokens and layers; None for v2.
+        u: mean u over tokens and layers; v3 alone has it.
+        coupling: mean k over tokens and layers; v4 alone has it.
         grad_norm: global norm of the gradient before clipping.
         lr: learning rate of this step.
         tokens: tokens trained on in this step.
@@ -49,6 +51,7 @@ class StepResult:
     order_parameter_std: float
     order_parameter_layers: tuple[float, ...]
     u: float | None
+    coupling: float | None
     grad_norm: float
     lr: float
     tokens: int
@@ -88,7 +91,7 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def adamw(model: KSSM, config: TrainConfig) -> torch.optim.AdamW:
+def adamw(model: LanguageModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone.
 
     Departure: the published trainers decay every parameter. That would draw omega to one phase, delta to no spread and
@@ -104,14 +107,14 @@ def adamw(model: KSSM, config: TrainConfig) -> torch.optim.AdamW:
 class _Task(nn.Module):
     """The objective as a module, since DistributedDataParallel wants to see the forward pass."""
 
-    def __init__(self, model: KSSM, config: TrainConfig) -> None:
+    def __init__(self, model: LanguageModel, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
         self._config = config
 
-    def forward(self, rows: Tensor, noise: torch.Generator) -> Objective:
+    def forward(self, rows: Tensor, noise: torch.Generator, state: State | None) -> Objective:
         """See `objective`."""
-        return objective(self.model, rows, noise, self._config)
+        return objective(self.model, rows, noise, self._config, state)
 
 
 class Stepper:
@@ -126,6 +129,7 @@ class Stepper:
         should_stop: asked between micro-batches; a step that is left is made again by whoever resumes.
         before_update: called when the gradients are there, before weights or optimizer change: whoever reads those
             beside the step returns from it once they are read.
+        carried: what goes from step to step beside weights and optimizer; None where each row begins a text.
 
     Attributes:
         optimizer: AdamW, for checkpoints.
@@ -134,13 +138,14 @@ class Stepper:
 
     def __init__(
         self,
-        model: KSSM,
+        model: LanguageModel,
         config: TrainConfig,
         compute: Compute,
         batch: Callable[[int], NDArray[np.integer]],
         log: Callable[[str], None],
         should_stop: Callable[[], bool] = lambda: False,
         before_update: Callable[[], None] = lambda: None,
+        carried: Carried | None = None,
     ) -> None:
         self.model = model
         self.optimizer = adamw(model, config)
@@ -151,6 +156,7 @@ class Stepper:
         self._log = log
         self._should_stop = should_stop
         self._before_update = before_update
+        self.carried = carried
         self._noise = torch.Generator(compute.device)
         self._task: nn.Module = _Task(model, config)
         self._ranks: Ranks | None = None
@@ -187,18 +193,20 @@ class Stepper:
         own = rows if self._ranks is None else self._ranks.own(rows)
         sums, norm = self._gradients_within_memory(step, own.to(self._compute.device))
         # One wait for the device in a step, and before the weights change.
-        loss, ce, reg, std, u, grad_norm, *layers = torch.cat((sums[:5], norm[None], sums[5:])).tolist()
+        loss, ce, reg, std, u, coupling, grad_norm, *layers = torch.cat((sums[:6], norm[None], sums[6:])).tolist()
         self._require_finite(step, loss, grad_norm)
         self._before_update()
         lr = lr_at(step, self._config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        if self.carried is not None:
+            self.carried.close()
         return StepResult(
             loss=loss, ce=ce, reg=reg, order_parameter=sum(layers) / len(layers), order_parameter_std=std,
             order_parameter_layers=tuple(layers), u=u if self.model.config.name == "v3" else None,
-            grad_norm=grad_norm, lr=lr, tokens=rows.shape[0] * (rows.shape[1] - 1),
-            seconds=time.perf_counter() - began,
+            coupling=coupling if self.model.config.name == "v4" else None, grad_norm=grad_norm, lr=lr,
+            tokens=rows.shape[0] * (rows.shape[1] - 1), seconds=time.perf_counter() - began,
         )  # fmt: skip
 
     def _gradients_within_memory(self, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,7 +234,7 @@ class Stepper:
             return True
         fits = True
         try:
-            self._add_gradient(step, 0, rows[: self.micro_batch], 1.0, together=False)
+            self._add_gradient(step, 0, rows[: self.micro_batch], 1.0, None, together=False)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -245,8 +253,10 @@ class Stepper:
             )
 
     def _gradients(self, step: int, rows: Tensor) -> Tensor:
-        """Accumulates gradients; returns the step's mean loss, ce, reg, std of R, u and R of each layer."""
+        """Accumulates gradients; returns the step's mean loss, ce, reg, std of R, u, k and R of each layer."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.carried is not None:
+            self.carried.open(step)
         sums: list[Tensor] = []
         parts = torch.split(rows, self.micro_batch)
         for index, part in enumerate(parts):
@@ -255,17 +265,22 @@ class Stepper:
                 raise Stopped
             share = len(part) / len(rows)
             first = 0 if self._ranks is None else self._ranks.launch.rank * len(parts)
-            result = self._add_gradient(step, first + index, part, share, together=index + 1 == len(parts))
+            state = None if self.carried is None else self.carried.before(index * self.micro_batch, len(part))
+            result = self._add_gradient(step, first + index, part, share, state, together=index + 1 == len(parts))
+            if self.carried is not None:
+                self.carried.after(result.features.state)
             sums.append(_measurements(result) * share)
         own = torch.stack(sums).sum(0)
         return own if self._ranks is None else self._ranks.mean(own)
 
-    def _add_gradient(self, step: int, micro_batch: int, part: Tensor, share: float, *, together: bool) -> Objective:
+    def _add_gradient(
+        self, step: int, micro_batch: int, part: Tensor, share: float, state: State | None, *, together: bool
+    ) -> Objective:
         """Add a micro-batch's gradient to this rank's own; the last one of a step adds those of all ranks together."""
         self._noise.manual_seed(noise_seed(self._config.seed, step, micro_batch))
         with contextlib.nullcontext() if self._ranks is None else self._ranks.adding(together):
             with self._compute.autocast():
-                result: Objective = self._task(part, self._noise)
+                result: Objective = self._task(part, self._noise, state)
             (result.loss * share).backward()  # type: ignore[no-untyped-call]
         return result
 
@@ -293,8 +308,8 @@ class Stepper:
 
 
 def _measurements(result: Objective) -> Tensor:
-    """[loss, ce, reg, std of R, u, R of each layer], detached."""
-    features = result.features
-    u = features.u_L.mean() if features.u_L is not None else result.ce.new_zeros(())
-    scalars = torch.stack((result.loss, result.ce, result.reg, features.order_parameter_std, u))
+    """[loss, ce, reg, std of R, u, k, R of each layer], detached."""
+    features, none = result.features, result.ce.new_zeros(())
+    u, k = (none if of_L is None else of_L.mean() for of_L in (features.u_L, features.coupling_L))
+    scalars = torch.stack((result.loss, result.ce, result.reg, features.order_parameter_std, u, k))
     return torch.cat((scalars, features.order_parameter_L)).detach()

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 
 from kssm import checkpoint, following, leading, readout
-from kssm.batches import Batch, batch_at, batch_digest
+from kssm.batches import Batch, batch_digest, carried_begins, in_order
+from kssm.carried import Carried
 from kssm.checkpoint import Loaded
 from kssm.config import TrainConfig, preset_name
 from kssm.corpus import Corpus, prepare
@@ -263,12 +264,11 @@ def _assemble(
 ) -> Loop:
     model = build(plan.model, plan.training.seed).to(compute.device)
     training, tokens = plan.training, origin.corpus.train
-    rows, length, seed = training.rows, training.seq_length, training.seed
+    batch = in_order(tokens, training)
     saves = Saves(guard, report, training.keep, found.snapshot.facts.state.step if found else 0)
     stepper = Stepper(
-        model, training, compute,
-        batch=lambda step: batch_at(tokens, seed=seed, step=step, rows=rows, length=length),
-        log=report.say, should_stop=_asker(guard, group, saves), before_update=saves.release,
+        model, training, compute, batch, log=report.say, should_stop=_asker(guard, group, saves),
+        before_update=saves.release, carried=_carried(training, len(tokens)),
     )  # fmt: skip
     stepper.micro_batch = _micro_batch(training, compute, found)
     allocate_state(stepper.optimizer)
@@ -276,8 +276,10 @@ def _assemble(
     if found is not None:
         restore_model(model, found.snapshot.tensors)
         restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
+        if stepper.carried is not None:
+            stepper.carried.restore(found.snapshot.tensors, compute.device)
         _say_what_changed(found, plan, compute, report)
-        _receipt(found, batch_at(tokens, seed=seed, step=state.step, rows=rows, length=length), report)
+        _receipt(found, batch(state.step), report)
     else:
         count = sum(parameter.numel() for parameter in model.parameters())
         report.say(f"starting at step 0 with {count:,} parameters")
@@ -285,6 +287,12 @@ def _assemble(
         with guard.phase("waiting"):
             following.share(stepper, group, guard)
     return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report, saves, group)
+
+
+def _carried(training: TrainConfig, tokens: int) -> Carried | None:
+    if not training.carry_state:
+        return None
+    return Carried(lambda step: carried_begins(tokens, step=step, rows=training.rows, length=training.seq_length))
 
 
 def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, report: Report) -> None:

@@ -14,8 +14,8 @@ from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, prepare_cpu
 from kssm.errors import CheckpointError, CheckpointMismatch
 from kssm.evaluate import evaluate
+from kssm.language_model import LanguageModel
 from kssm.loop import sample_text
-from kssm.model_blocks import KSSM
 from kssm.models import build
 from kssm.readout import choose as choose_readout
 from kssm.report import evaluation_lines
@@ -35,7 +35,7 @@ class Opened:
         step: of the checkpoint.
     """
 
-    model: KSSM
+    model: LanguageModel
     training: TrainConfig
     corpus: Corpus
     compute: Compute

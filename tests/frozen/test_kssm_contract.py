@@ -32,7 +32,9 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("program", ["kssm/train_kssm_v3.py", "kssm/train_kssm_v2_efficient.py"])
+@pytest.mark.parametrize(
+    "program", ["kssm/train_kssm_v3.py", "kssm/train_kssm_v2_efficient.py", "kssm/train_kssm_v4.py"]
+)
 def test_the_entry_points_have_the_procedures_flags(program: str) -> None:
     told = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(re.findall(r"--[a-z-]+", told.stdout)) >= FLAGS
@@ -50,7 +52,7 @@ def test_the_published_training(name: str) -> None:
     assert {key: found[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", ["v2", "v3"])
+@pytest.mark.parametrize("name", ["v2", "v3", "v4"])
 def test_metrics_lines_have_the_frozen_keys(name: str, tmp_path: Path, cache: Path) -> None:
     command = [sys.executable, "-m", "kssm", "train", name, *QUICK, "--max-steps", "4", "--eval-interval", "2"]
     command += ["--log-interval", "1", "--output-dir", str(tmp_path)]
@@ -60,6 +62,6 @@ def test_metrics_lines_have_the_frozen_keys(name: str, tmp_path: Path, cache: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    keys = {"run_id", "step", "ce", "loss", "reg", "R", "u", "grad_norm", "lr", "tokens", "seconds"}
+    keys = {"run_id", "step", "ce", "loss", "reg", "R", "u", "k", "grad_norm", "lr", "tokens", "seconds"}
     assert all(keys <= row.keys() for row in rows)
     assert all({"val_ce", "val_R", "val_u"} <= row.keys() for row in rows if row["step"] % 2 == 0)

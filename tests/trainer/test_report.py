@@ -13,9 +13,11 @@ from kssm.step import StepResult
 
 RESULT = StepResult(
     loss=5.5, ce=5.0, reg=1.0, order_parameter=0.154, order_parameter_std=0.01, order_parameter_layers=(0.1, 0.2),
-    u=0.5, grad_norm=1.25, lr=4e-4, tokens=2048, seconds=0.5,
+    u=0.5, coupling=0.125, grad_norm=1.25, lr=4e-4, tokens=2048, seconds=0.5,
 )  # fmt: skip
-FOUND = Evaluation(loss=6.0, ce=5.5, perplexity=244.7, order_parameter=0.2, order_parameter_std=0.01, u=0.4, tokens=10)
+FOUND = Evaluation(
+    loss=6.0, ce=5.5, perplexity=244.7, order_parameter=0.2, order_parameter_std=0.01, u=0.4, coupling=0.3, tokens=10
+)
 
 
 def test_v3_lines_have_the_published_columns() -> None:
@@ -28,10 +30,15 @@ def test_v2_lines_have_the_published_columns() -> None:
     assert line == "step  120/2000  loss  5.500  ppl   148.41  R 0.1540 ± 0.0100  weak  lr 4.00e-04"
 
 
+def test_v4_lines_tell_synchrony_coupling_and_gradient() -> None:
+    line = step_line("v4", 120, 2000, RESULT)
+    assert line == "step  120/2000  loss  5.500  ppl   148.41  R 0.1540  k 0.1250  grad norm 1.25  lr 4.00e-04"
+
+
 def test_metrics_rows_have_the_frozen_keys() -> None:
-    frozen = ["step", "ce", "loss", "reg", "R", "u", "grad_norm", "lr", "tokens", "seconds"]
+    frozen = ["step", "ce", "loss", "reg", "R", "u", "k", "grad_norm", "lr", "tokens", "seconds"]
     assert set(frozen) <= set(metrics_row(1, RESULT, None))
-    assert {"val_ce", "val_R", "val_u"} <= set(metrics_row(1, RESULT, FOUND))
+    assert {"val_ce", "val_R", "val_u", "val_k"} <= set(metrics_row(1, RESULT, FOUND))
     assert "val_ce" not in metrics_row(1, RESULT, None)
 
 

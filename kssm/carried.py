@@ -1,0 +1,70 @@
+"""The state that goes from step to step where each row of a batch continues the one before it (`--carry-state`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from kssm.errors import CheckpointError
+from kssm.language_model import State
+
+_PREFIX = "carried."
+
+
+class Carried:
+    """Where each row of the batch has left the model.
+
+    Args:
+        begins: whether the rows of a step begin anew instead of going on from those of the step before.
+    """
+
+    def __init__(self, begins: Callable[[int], bool]) -> None:
+        self._begins = begins
+        self._state: State | None = None
+        self._made: list[State] = []
+
+    def open(self, step: int) -> None:
+        """A step begins, or begins again: what an attempt at it has made is forgotten."""
+        self._made = []
+        if self._begins(step):
+            self._state = None
+
+    def before(self, first: int, count: int) -> State | None:
+        """Where some rows of the batch go on; None where they begin a text."""
+        if self._state is None:
+            return None
+        return tuple(tuple(tensor[first : first + count] for tensor in block) for block in self._state)
+
+    def after(self, state: State | None) -> None:
+        """Where the next rows of the batch were left."""
+        self._made.append(state or ())
+
+    def close(self) -> None:
+        """The step has happened: the next one goes on from here."""
+        blocks = zip(*self._made, strict=True)
+        self._state = tuple(
+            tuple(torch.cat(rows).detach().clone() for rows in zip(*parts, strict=True)) for parts in blocks
+        )
+        self._made = []
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a snapshot; they are never written to again."""
+        blocks = enumerate(self._state or ())
+        return {f"{_PREFIX}{block}.{n}": tensor for block, left in blocks for n, tensor in enumerate(left)}
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on where a snapshot was made.
+
+        Raises:
+            CheckpointError: it has no such state.
+        """
+        saved: dict[int, dict[int, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(_PREFIX):
+                block, n = map(int, name.removeprefix(_PREFIX).split("."))
+                saved.setdefault(block, {})[n] = tensor.to(device, copy=True)
+        if not saved:
+            raise CheckpointError("the checkpoint has no carried state", "use --fresh to archive it and start anew")
+        self._state = tuple(tuple(saved[block][n] for n in sorted(saved[block])) for block in sorted(saved))
