@@ -12,7 +12,7 @@ PIP = $(BIN)/python3 -m pip --disable-pip-version-check install -qq -c constrain
 
 install: $(READY)
 
-$(READY): pyproject.toml constraints.txt kssm/native/readout.c kssm/native/readout_kernel.h
+$(READY): pyproject.toml constraints.txt $(wildcard kssm/native/*.c kssm/native/*.h)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv, or brew install python"; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { echo "this Python cannot make environments: apt-get install python3-venv"; exit 2; }
 	@echo "installing into .venv (torch and the rest, a few minutes the first time) ..."

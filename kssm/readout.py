@@ -21,10 +21,11 @@ from torch.autograd.function import once_differentiable
 
 from kssm.config import ReadoutName
 from kssm.errors import BadUsage
-from kssm.readout_maker import Readout, Unavailable, tried
+from kssm.readout_maker import Readout, furthest_off
 from kssm.readout_metal import MetalReadout
 from kssm.readout_native import NativeReadout
 from kssm.readout_portable import PortableReadout
+from kssm.trial import Unavailable, tried
 
 _FASTEST: dict[str, ReadoutName] = {"cpu": "native", "cuda": "triton", "mps": "metal"}
 _PORTABLE = PortableReadout()
@@ -68,7 +69,7 @@ def _find(device: str, name: ReadoutName) -> tuple[Readout, str]:
     try:
         if kind != _FASTEST.get(device):
             raise Unavailable(_for_another(kind, device))
-        return tried(kind, lambda: _made(kind), device), ""
+        return tried(kind, lambda: _made(kind), lambda made: furthest_off(made, device)), ""
     except Unavailable as error:
         if name == "auto":
             return _PORTABLE, str(error)

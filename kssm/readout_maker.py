@@ -1,17 +1,14 @@
-"""Who can make the readout: what a maker answers, and the proof that one works on this machine.
-
-A kernel may fail to build, to load, or to be right: another compiler, another driver, another processor. So it is tried
-once, at the start, before anything depends on it.
-"""
+"""Who can make the readout: what a maker answers, and how far one is from the truth on this machine."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from kssm.trial import first_off
 
 _VALUES_OFF = 1e-5
 _GRADIENTS_OFF = 1e-4  # of the largest
@@ -39,36 +36,13 @@ class Readout(Protocol):
         """
 
 
-class Unavailable(Exception):
-    """A maker cannot work here; the text says why, for people."""
-
-
-def tried(kind: str, make: Callable[[], Readout], device: str) -> Readout:
-    """A maker that has just computed a small input rightly, held against the definition in float64.
+def furthest_off(made: Readout, device: str) -> str:
+    """What of a maker's outcome for a small input is too far from the definition; nothing, if it is right.
 
     Args:
-        kind: what it is called: native, triton, metal.
-        make: builds or loads it.
+        made: the maker.
         device: type of the device that it is for.
-
-    Raises:
-        Unavailable: it cannot be built, fails, or is wrong.
     """
-    try:
-        made = make()
-        off = _furthest_off(made, device)
-    except Unavailable:
-        raise
-    except Exception as error:  # a compiler's, a driver's, a loader's: none shares a type with another
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise Unavailable(f"the {kind} kernel fails here: {type(error).__name__}: {reason[:160]}") from None
-    if off:
-        raise Unavailable(f"the {kind} kernel computes wrongly here: {off}")
-    return made
-
-
-def _furthest_off(made: Readout, device: str) -> str:
-    """What of a maker's outcome is too far from the truth; nothing, if it is right."""
     generator, H = torch.Generator().manual_seed(0), 18  # so little that torch shares it among no threads
     theta = torch.randn(4, 300, generator=generator) * 3  # more than one block, and not a whole number of them
     theta[1, 7], theta[2, 200] = math.nan, 1e5
@@ -79,14 +53,9 @@ def _furthest_off(made: Readout, device: str) -> str:
         return "a phase that is no number goes unnoticed"
     others = [0, 2, 3]
     truth, d_truth = _by_definition(theta[others].double(), d_readings[others].double())
-    for what, got, right, allowed in (
-        ("readings", readings, truth, _VALUES_OFF),
-        ("gradients", d_theta, d_truth, _GRADIENTS_OFF),
-    ):
-        off = (got.cpu()[others].double() - right).abs().max() / right.abs().max()
-        if not off <= allowed:  # also where it is no number
-            return f"{what} are off by {off:.0e} of the largest"
-    return ""
+    return first_off([("readings", readings[others], truth)], _VALUES_OFF) or first_off(
+        [("gradients", d_theta[others], d_truth)], _GRADIENTS_OFF
+    )
 
 
 def _by_definition(theta_MN: Tensor, d_readings_MF: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The readout in Metal for Apple's GPUs: `kssm/native/readout.metal`, compiled when a run starts.
 
 Unverified: its arithmetic is tested on a CPU, but it has never run on a Mac. So it is used only after it has
-computed rightly on the machine at hand (`kssm.readout_maker.tried`), and its name says so in the log.
+computed rightly on the machine at hand (`kssm.trial.tried`), and its name says so in the log.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A program has one warp, one token and 16 harmonics, and starts at a power of z t
 where n is a power of two, so rounding does not pile up over all H. Sums have one fixed order, and nothing is atomic:
 the outcome depends on the token alone.
 
-Run on an H100 and in Triton's interpreter, compiled for sm_75 to sm_90; `kssm.readout_maker.tried` decides on the
+Run on an H100 and in Triton's interpreter, compiled for sm_75 to sm_90; `kssm.trial.tried` decides on the
 machine at hand.
 """
 

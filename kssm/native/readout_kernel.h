@@ -1,42 +1,4 @@
-/* One form of the readout, included once for each instruction set with
-     FORM          suffix of its names
-     LANES         floats in a vector
-     SIDE_BY_SIDE  vectors of oscillators that share a pass over the harmonics, as many as registers hold
-   which it takes away again at its end. */
-
-typedef float NAME(Floats) __attribute__((vector_size(LANES * 4)));
-typedef int32_t NAME(Ints) __attribute__((vector_size(LANES * 4)));
-#define Floats NAME(Floats)
-#define Ints NAME(Ints)
-#define BLOCK (LANES * SIDE_BY_SIDE)
-
-static inline Floats NAME(load)(const float *from) {
-    Floats v;
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-static inline void NAME(store)(float *to, Floats v) { memcpy(to, &v, sizeof v); }
-
-/* Cody and Waite's reduction by pi/2 in three parts and the polynomials of Cephes (Moshier 1992), |x| <= MOST_ANGLE.
-   What the reduction rounds off is put back to first order: an error of z grows with every power of z. */
-static inline void NAME(sincos)(Floats x, Floats *sin, Floats *cos) {
-    const float to_integer = 12582912.0f; /* 1.5 * 2^23: adding it rounds, and leaves the integer in the low bits */
-    Floats shifted = x * 0.636619772367581343f + to_integer;
-    Floats k = shifted - to_integer;
-    Ints quadrant = (Ints)shifted;
-    Floats high = x - k * 1.5703125f, part = k * 4.837512969970703125e-4f; /* both exact */
-    Floats near = high - part;
-    Floats rest = ((high - near) - part) - k * 7.54978995489188216e-8f;
-    Floats r = near + rest, low = (near - r) + rest;
-    Floats z = r * r, half = 0.5f * z;
-    Floats s_tail = r * z * (-1.6666654611e-1f + z * (8.3321608736e-3f + z * -1.9515295891e-4f));
-    Floats c_tail = z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
-    Floats s = r + (s_tail + low), c = 1.0f - (half - (c_tail - low * r));
-    Ints swap = -(quadrant & 1);
-    *sin = (Floats)((((Ints)s & ~swap) | ((Ints)c & swap)) ^ ((quadrant & 2) << 30));
-    *cos = (Floats)((((Ints)c & ~swap) | ((Ints)s & swap)) ^ (((quadrant + 1) & 2) << 30));
-}
+/* One form of the readout; see forms.h. */
 
 /* A block of phases; lanes beyond the bank's end become z = 0, whose powers add nothing. */
 typedef struct {
@@ -98,14 +60,6 @@ static inline void NAME(add_powers)(const NAME(Phases) *p, Floats *sums, int64_t
     }
 }
 
-static inline float NAME(total)(Floats v) {
-    float lanes[LANES];
-    NAME(store)(lanes, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
-}
-
 static int NAME(within_range)(const float *theta, int64_t N, int64_t H) {
     float limit = MOST_ANGLE / (float)H;
     int inside = 1;
@@ -113,7 +67,8 @@ static int NAME(within_range)(const float *theta, int64_t N, int64_t H) {
     return inside;
 }
 
-static int NAME(forward)(const Job *job, int64_t first, int64_t last) {
+static int NAME(forward)(const void *argument, int64_t first, int64_t last) {
+    const Job *job = argument;
     const int64_t N = job->N, H = job->H;
     Floats *sums = NULL;
     if (posix_memalign((void **)&sums, ALIGNMENT, (size_t)H * 2 * sizeof(Floats))) return 1;
@@ -130,7 +85,7 @@ static int NAME(forward)(const Job *job, int64_t first, int64_t last) {
             NAME(add_powers)(&p, sums, H);
         }
         for (int64_t n = 0; n < H; n++) {
-            float re = NAME(total)(sums[2 * n]) / (float)N, im = NAME(total)(sums[2 * n + 1]) / (float)N;
+            float re = NAME(total)(sums[2 * n])[0] / (float)N, im = NAME(total)(sums[2 * n + 1])[0] / (float)N;
             out[n] = re;
             out[H + n] = im;
             out[2 * H + n] = sqrtf(re * re + im * im + MAGNITUDE_FLOOR);
@@ -161,7 +116,8 @@ static inline void NAME(horner)(const NAME(Phases) *p, const float *g, int64_t H
     for (int v = 0; v < SIDE_BY_SIDE; v++) NAME(store)(d + v * LANES, -(re[v] * s[v] + im[v] * c[v]));
 }
 
-static int NAME(backward)(const Job *job, int64_t first, int64_t last) {
+static int NAME(backward)(const void *argument, int64_t first, int64_t last) {
+    const Job *job = argument;
     const int64_t N = job->N, H = job->H;
     float d[BLOCK], *g = malloc((size_t)H * 2 * sizeof(float));
     if (!g) return 1;
@@ -182,10 +138,3 @@ static int NAME(backward)(const Job *job, int64_t first, int64_t last) {
     free(g);
     return 0;
 }
-
-#undef Floats
-#undef Ints
-#undef BLOCK
-#undef FORM
-#undef LANES
-#undef SIDE_BY_SIDE

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from kssm import readout
 from kssm.errors import BadUsage
 from kssm.readout import order_parameters
-from kssm.readout_maker import Unavailable
 from kssm.readout_native import NativeReadout
 from kssm.readout_portable import PortableReadout
+from kssm.trial import Unavailable
 from tests.trainer.phases import assert_right, gradients, phases, synchronised
 
 

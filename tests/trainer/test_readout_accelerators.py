@@ -22,9 +22,10 @@ from torch import Tensor
 from kssm import readout
 from kssm.errors import BadUsage
 from kssm.readout import order_parameters
-from kssm.readout_maker import Readout, Unavailable, tried
+from kssm.readout_maker import Readout, furthest_off
 from kssm.readout_metal import MetalReadout
 from kssm.readout_portable import PortableReadout
+from kssm.trial import Unavailable, tried
 from tests.trainer.phases import assert_right, phases, synchronised
 
 ENTRIES = """
@@ -185,8 +186,12 @@ def test_a_token_has_the_same_bits_among_others_and_alone() -> None:
     assert torch.equal(torch.autograd.grad(readings.sum(), alone)[0][0], gradient[2])
 
 
+def on_cpu(made: Readout) -> str:
+    return furthest_off(made, "cpu")
+
+
 def test_a_kernel_passes_its_own_trial(maker: Readout) -> None:
-    assert tried("stand-in", lambda: maker, "cpu") is maker
+    assert tried("stand-in", lambda: maker, on_cpu) is maker
 
 
 def test_without_triton_cuda_gets_the_portable_form_and_says_why(monkeypatch) -> None:
@@ -242,7 +247,7 @@ class PassesOverNaN(PortableReadout):
 )
 def test_a_kernel_that_computes_wrongly_is_found_out_before_it_is_used(wrong: type[Readout], reason: str) -> None:
     with pytest.raises(Unavailable, match=f"the metal kernel computes wrongly here: {reason}"):
-        tried("metal", wrong, "cpu")
+        tried("metal", wrong, on_cpu)
 
 
 @pytest.mark.parametrize(("name", "device"), [("metal", "cuda"), ("triton", "mps"), ("triton", "cpu")])
