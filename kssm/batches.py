@@ -8,7 +8,7 @@ Each epoch has its own permutation and shifts the windows' borders, so that no b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,20 @@ def validation_batches(tokens: Tokens, *, count: int, rows: int, length: int) ->
     last, total = len(tokens) - length - 1, count * rows
     starts = np.array([last * index // max(total - 1, 1) for index in range(total)], dtype=np.int64)
     return [_gather(tokens, starts[first : first + rows], length) for first in range(0, total, rows)]
+
+
+def stream(tokens: Tokens, *, length: int) -> Iterator[Batch]:
+    """The text from its first token to its last, in blocks that go on from each other.
+
+    Args:
+        tokens: [n], 2 or more.
+        length: S, tokens predicted per block.
+
+    Yields:
+        [1, length + 1]; the last one may be shorter.
+    """
+    for first in range(0, len(tokens) - 1, length):
+        yield np.asarray(tokens[first : first + length + 1], dtype=np.int64)[None]
 
 
 def batch_digest(batch: Batch) -> str:

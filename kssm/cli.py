@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 import solorun
-from kssm.config import ModelName, ReadoutName, train_config
+from kssm import flags
+from kssm.config import ModelName
 from kssm.errors import BadUsage, KssmError, LostRank, NotFinite
 from kssm.launched import Launch, launched
 from kssm.wishes import Wishes
@@ -21,41 +21,15 @@ from kssm.wishes import Wishes
 ROOT = Path(__file__).resolve().parent.parent
 """The project's root in a checkout."""
 
-_TRAINING: dict[str, tuple[type, str]] = {
-    "max_steps": (int, "optimizer steps of the whole run"),
-    "batch_size": (int, "sequences per micro-batch"),
-    "gradient_accumulation": (int, "micro-batches per optimizer step"),
-    "seq_length": (int, "tokens per sequence"),
-    "lr": (float, "peak learning rate"),
-    "warmup_steps": (int, "steps of linear warm-up"),
-    "lambda_reg": (float, "weight of v3's regulariser"),
-    "seed": (int, "seed of initial values, data order and noise"),
-    "save_interval": (int, "steps between checkpoints"),
-    "eval_interval": (int, "steps between evaluations"),
-    "eval_batches": (int, "batches per evaluation"),
-    "log_interval": (int, "steps between log lines"),
-    "keep": (int, "newest checkpoints to keep, beside the best"),
-}
-
-_SHAPE: dict[str, tuple[str, bool]] = {
-    "published": ("published", True),
-    "monostable": ("bistable", False),
-    "uncoupled": ("coupled", False),
-    "unrotated": ("rotating", False),
-}
-"""Flags that change the shape of a model: field and value."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    return _guarded(_parsed(_parser(), argv))
+    return _guarded(_parsed(flags.parser(solorun.__version__), argv))
 
 
 def train_main(model: ModelName, argv: Sequence[str] | None = None) -> int:
     """What `kssm/train_kssm_v3.py` and its sister run: `kssm train MODEL` with the same flags."""
-    parser = argparse.ArgumentParser(description=f"Train K-SSM {model}, the only run in its results directory.")
-    _add_training(parser, model)
-    return _guarded(_parsed(parser, argv))
+    return _guarded(_parsed(flags.training_parser(model), argv))
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,7 +43,7 @@ def _guarded(arguments: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")
-    return _told(lambda: arguments.run(arguments))
+    return _told(lambda: _VERBS[arguments.verb](arguments))
 
 
 def _told(run: Callable[[], int]) -> int:
@@ -95,126 +69,6 @@ def _fail(text: str, code: int) -> int:
 
 def _explain(error: KssmError) -> str:
     return error.what + (f"\n  next: {error.next_step}" if error.next_step else "")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kssm", description="Kuramoto State-Space language models.")
-    parser.add_argument("--version", action="version", version=f"kssm {solorun.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    train = commands.add_parser("train", help="train a model").add_subparsers(metavar="MODEL", required=True)
-    for name in get_args(ModelName):
-        _add_training(train.add_parser(name, help=f"K-SSM {name}"), name)
-    _add_sample(commands.add_parser("sample", help="text from a checkpoint"))
-    _add_evaluate(commands.add_parser("evaluate", help="loss of a checkpoint on held-out text"))
-    _add_corpus(commands.add_parser("corpus", help="make a token file, or tell what is in one"))
-    return parser
-
-
-def _path(text: str) -> Path:
-    if not text:  # `--output-dir "$RUN"` without RUN would train into the working directory
-        raise argparse.ArgumentTypeError("an empty name was typed: is a shell variable empty?")
-    return Path(text)
-
-
-def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
-    parser.add_argument("--size", choices=("tiny", "small", "medium", "large"), help="default: by device")
-    for name, (kind, text) in _TRAINING.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
-    _add_text(parser)
-    parser.add_argument("--output-dir", type=_path, help=f"results directory (default results/kssm_{model})")
-    _add_device(parser)
-    parser.add_argument("--share-accelerator", action="store_true", help="train although another run uses the device")
-    if model != "v4":
-        parser.add_argument("--published", action="store_true", help="published initial values and noise")
-    if model == "v3":
-        parser.add_argument("--monostable", action="store_true", help="the published ablation: no clamp on u")
-    if model == "v4":
-        _add_v4(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--resume", action="store_true", help="there must be a checkpoint to continue")
-    which.add_argument("--fresh", action="store_true", help="archive what is there and start anew")
-    parser.set_defaults(run=_train, model=model)
-
-
-def _add_v4(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--carry-state", action="store_true", default=None,
-        help="each row of a batch goes on where the step before left it, with the model's state",
-    )  # fmt: skip
-    parser.add_argument(
-        "--attention-every", type=int, default=None, metavar="N",
-        help="hybrid: causal attention instead of oscillators in every N-th block",
-    )  # fmt: skip
-    parser.add_argument("--uncoupled", action="store_true", help="ablation: no mean field")
-    parser.add_argument("--unrotated", action="store_true", help="ablation: no rotation, real gates")
-
-
-def _add_text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=_path, help=".txt or .jsonl file, or a folder of them (default: the plays)")
-    parser.add_argument("--vocabulary", help="bpe, bpe:SIZE, bytes, tiktoken:NAME or a tokenizer's .json (default bpe)")
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument(
-        "--readout",
-        default="auto",
-        choices=get_args(ReadoutName),
-        help="who computes v3's readout: portable anywhere, native on the CPU, triton on CUDA, metal on MPS "
-        "(default: the fastest that works)",
-    )
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=_path, nargs="?", metavar="DIR", help="results directory or checkpoint file")
-    _add_device(parser)
-
-
-def _add_sample(parser: argparse.ArgumentParser) -> None:
-    _add_checkpoint(parser)
-    parser.add_argument("--prompt", default="The ")
-    parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--top-k", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=_sample)
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    _add_checkpoint(parser)
-    parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--json", action="store_true")
-    parser.set_defaults(run=_evaluate)
-
-
-def _add_corpus(parser: argparse.ArgumentParser) -> None:
-    _add_text(parser)
-    parser.add_argument("--json", action="store_true")
-    parser.set_defaults(run=_corpus)
-
-
-def _wishes(arguments: argparse.Namespace) -> Wishes:
-    asked = vars(arguments)
-    given = {name: asked.get(name) for name in (*_TRAINING, "carry_state")}
-    shape: dict[str, Any] = {field: value for flag, (field, value) in _SHAPE.items() if asked.get(flag)}
-    if asked.get("attention_every") is not None:
-        shape["attention_every"] = arguments.attention_every
-    said = {name: value for name, value in given.items() if value is not None}
-    train_config(arguments.model, arguments.size or "tiny", **said)  # refuses a value that never works, before the lock
-    return Wishes(
-        model=arguments.model,
-        size=arguments.size,
-        training=said,
-        shape=shape,
-        text=arguments.data_dir,
-        vocabulary=arguments.vocabulary,
-        device=arguments.device,
-        precision=arguments.precision,
-        readout=arguments.readout,
-        resume=arguments.resume,
-        fresh=arguments.fresh,
-    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -248,7 +102,7 @@ def _follow(arguments: argparse.Namespace, launch: Launch) -> int:
     with solorun.Follower() as run:
         _require_libraries()
         try:
-            _wishes(arguments)
+            flags.wishes(arguments)
         except BadUsage as error:
             return error.exit_code
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -267,7 +121,7 @@ def _follow(arguments: argparse.Namespace, launch: Launch) -> int:
 
 def _lead(arguments: argparse.Namespace, launch: Launch | None) -> int:
     _require_libraries()
-    wishes = _wishes(arguments)
+    wishes = flags.wishes(arguments)
     if launch is not None and wishes.fresh and (launch.attempt or launch.restarts_left):
         raise BadUsage(
             "--fresh would archive the run anew each time that torchrun restarts it",
@@ -344,13 +198,12 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    asked = flags.asked(arguments)
     _require_libraries()
     from kssm.use import open_model
 
-    if arguments.batches < 1:
-        raise BadUsage("--batches counts batches, 1 or more", "write, for example, --batches 20")
     opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout)
-    for line in opened.evaluation(arguments.batches, as_json=arguments.json):
+    for line in opened.evaluation(asked, as_json=arguments.json):
         print(line)
     return 0
 
@@ -367,6 +220,11 @@ def _corpus(arguments: argparse.Namespace) -> int:
     for line in corpus_lines(corpus, as_json=arguments.json):
         print(line)
     return 0
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": _train, "sample": _sample, "evaluate": _evaluate, "corpus": _corpus,
+}  # fmt: skip
 
 
 def _named(arguments: argparse.Namespace) -> Path:

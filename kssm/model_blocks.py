@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kssm.config import ModelConfig
 from kssm.errors import BadUsage
 from kssm.feedforward import FFN
+from kssm.intervention import Intervening
 from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State
 from kssm.tied import TiedWeight
 
@@ -40,9 +41,14 @@ class Readings(NamedTuple):
 
 
 class Bank(nn.Module):
-    """A bank of oscillators: normed hidden state in, readings out; `readings` (F) is how many per token."""
+    """A bank of oscillators: normed hidden state in, readings out; `readings` (F) is how many per token.
+
+    Attributes:
+        intervention: what is set in the place of its own coupling or phases; None outside `intervening`.
+    """
 
     readings: int
+    intervention: Intervening | None = None
 
     def forward(self, x_BSD: Tensor, noise: torch.Generator | None) -> Readings:
         """Readings of the bank at every token."""

@@ -33,7 +33,10 @@ class ProjectedBank(Bank):
         """[B, S, D] -> [B, S, 2N]."""
         theta_BSN = self.omega + self.phases(x_BSD)  # [N] + [B, S, N]
         K_BS1 = 2 * torch.sigmoid(self.coupling(x_BSD))  # [B, S, 1]
-        theta_BSN = mean_field_step(theta_BSN, K_BS1)
+        if self.intervention is None:
+            theta_BSN = mean_field_step(theta_BSN, K_BS1)
+        else:
+            theta_BSN = self.intervention.phases(mean_field_step(theta_BSN, self.intervention.coupling(K_BS1)))
         sin, cos = theta_BSN.sin(), theta_BSN.cos()  # [B, S, N]
         R_BS = magnitude(cos.detach().mean(-1), sin.detach().mean(-1))
         return Readings(torch.cat((sin, cos), dim=-1), R_BS)

@@ -47,12 +47,16 @@ class BistableBank(Bank):
         """[B, S, D] -> [B, S, 3H]: Re Z_1..Z_H, Im Z_1..Z_H, |Z_1|..|Z_H|."""
         u_BS1, determinant_BS1 = self._reduced_solution(x_BSD)
         K_BS1 = 2 * torch.sigmoid(u_BS1)
+        if self.intervention is not None:
+            K_BS1 = self.intervention.coupling(K_BS1)
         # theta_j = omega_j + mean(x) turns the bank as a whole, which the pull does not feel: it is omega's, [N].
         pull_N = mean_field_pull(self.omega)
         theta_BSN = (self.omega + x_BSD.mean(-1, keepdim=True)).addcmul(K_BS1, pull_N)
         if noise is not None:
             eps = torch.randn(theta_BSN.shape, generator=noise, device=x_BSD.device, dtype=x_BSD.dtype)
             theta_BSN = theta_BSN - (self.delta.abs() + 1e-5) * eps
+        if self.intervention is not None:
+            theta_BSN = self.intervention.phases(theta_BSN)
         readings_BSF = order_parameters(theta_BSN, self.harmonics)
         R_BS = readings_BSF[..., 2 * self.harmonics]  # |Z_1|
         return Readings(readings_BSF, R_BS, u_BS1.mean(), determinant_BS1.abs().mean())

@@ -31,6 +31,7 @@ from kssm.attention import CausalAttention
 from kssm.config import ModelConfig
 from kssm.convolution import causal_convolution
 from kssm.feedforward import FFN
+from kssm.intervention import Intervening
 from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State
 from kssm.scan import coupled_scan
 from kssm.scan_maker import ScanShape
@@ -54,7 +55,13 @@ class Shown(NamedTuple):
 
 
 class Mix(nn.Module):
-    """A bank of coupled oscillators between two linear maps."""
+    """A bank of coupled oscillators between two linear maps.
+
+    Attributes:
+        intervention: what is set in the place of its own coupling or phases; None outside `intervening`.
+    """
+
+    intervention: Intervening | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -76,7 +83,8 @@ class Mix(nn.Module):
         p_BSP = self.project(causal_convolution(x_BSD, self.taps, tail_BTD))
         # A phase in radians has no use for 8 bits of mantissa: the oscillators stay out of autocast.
         with torch.autocast(x_BSD.device.type, enabled=False):
-            found = coupled_scan(p_BSP.float(), self.beta, self.omega, start_BF, self.shape)
+            scan = coupled_scan if self.intervention is None else self.intervention.scan
+            found = scan(p_BSP.float(), self.beta, self.omega, start_BF, self.shape)
         after = found.z_BSF[:, -1], torch.cat((tail_BTD, x_BSD.detach()), 1)[:, 1 - TAPS :]
         return self.out(found.y_BSF), after, Shown(found.order_parameter_BS, found.coupling_BS)
 

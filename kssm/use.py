@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kssm import checkpoint
-from kssm.batches import validation_batches
+from kssm import checkpoint, experiment
+from kssm.asked import Asked
+from kssm.batches import Batch, stream, validation_batches
 from kssm.checkpoint import Loaded
 from kssm.config import ModelConfig, TrainConfig
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, prepare_cpu
-from kssm.errors import CheckpointError, CheckpointMismatch
-from kssm.evaluate import evaluate
+from kssm.errors import BadUsage, CheckpointError, CheckpointMismatch
+from kssm.evaluate import mean_of
 from kssm.language_model import LanguageModel
 from kssm.loop import sample_text
 from kssm.models import build
 from kssm.readout import choose as choose_readout
 from kssm.report import evaluation_lines
 from kssm.snapshot import restore_model
+
+BATCHES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +52,63 @@ class Opened:
         """A continuation of the prompt, the prompt included."""
         return sample_text(self.model, self.corpus, prompt, count, temperature, top_k, seed=seed)
 
-    def evaluation(self, batches: int, *, as_json: bool) -> list[str]:
-        """The loss on the held-out text, as lines or as one JSON object."""
-        windows = validation_batches(
-            self.corpus.validation, count=batches, rows=self.training.batch_size, length=self.training.seq_length
-        )
-        found = evaluate(self.model, windows, self.compute, self.training)
-        facts = self.corpus.facts
+    def evaluation(self, asked: Asked, *, as_json: bool) -> list[str]:
+        """The loss on the held-out text, as lines or as one JSON object.
+
+        Raises:
+            BadUsage: this model or this text cannot be read or set so.
+        """
+        at = experiment.place_of(self.model.config, asked.settings, asked.at)
+        read, how = self._reading(asked)
+        parts, outcomes = experiment.run(
+            self.model, read, self.compute, self.training, experiment.arms(asked.settings, at),
+            carry_state=asked.carry_state,
+        )  # fmt: skip
+        found, facts = mean_of(self.model, parts), self.corpus.facts
+        meaning = experiment.meaning(outcomes)
         if as_json:
             row = {"schema": 1, "checkpoint": str(self.path), "step": self.step, **asdict(found)}
             row |= {"unigram": facts.validation_cross_entropy, "bigram_in_sample": facts.bigram_entropy}
+            row |= {"length": self._length(asked), "carried": asked.carry_state}
+            if outcomes:
+                row |= {"at": at, "interventions": [asdict(each) for each in outcomes], "meaning": meaning}
             return [json.dumps(row)]
         lines = evaluation_lines(self.step, found, (), facts.validation_cross_entropy, facts.bigram_entropy)
-        return [f"{self.path}:", *lines]
+        lines = [f"{self.path}:", *lines, f"  {how}; {found.tokens:,} tokens predicted"]
+        if outcomes:
+            lines.append(f"set in {'the state that is carried on' if at == 'state' else 'what is read out'}:")
+            lines += experiment.table(found.order_parameter, found.coupling, found.ce, outcomes)
+        return [*lines, *(textwrap.fill(sentence, 118) for sentence in meaning)]
+
+    def _length(self, asked: Asked) -> int:
+        return asked.length or self.training.seq_length
+
+    def _reading(self, asked: Asked) -> tuple[Callable[[], Iterable[Batch]], str]:
+        """The batches, the same each time that they are asked for, and how they lie in the text."""
+        length, text, rows = self._length(asked), self.corpus.validation, self.training.batch_size
+        self._require_readable(length, carry_state=asked.carry_state)
+        if asked.carry_state:
+            how = f"one stream in blocks of {length} tokens, the state carried on"
+            return lambda: itertools.islice(stream(text, length=length), asked.batches), how
+        count = asked.batches or BATCHES
+        windows = validation_batches(text, count=count, rows=rows, length=length)
+        return lambda: windows, f"{count} x {rows} windows of {length} tokens"
+
+    def _require_readable(self, length: int, *, carry_state: bool) -> None:
+        name, positions, tokens = self.model.config.name, self.model.config.positions, len(self.corpus.validation)
+        if positions and length > positions:
+            raise BadUsage(
+                f"--length {length}: this {name} has learned {positions} positions", f"use --length {positions} or less"
+            )
+        if carry_state and not self.model.remembers:
+            raise BadUsage(
+                f"--carry-state: {name} remembers nothing from one token to the next", "leave it out, or use v4"
+            )
+        if not carry_state and length >= tokens:
+            raise BadUsage(
+                f"--length {length}: the held-out text has {tokens} tokens, and the first is not predicted",
+                f"use --length {tokens - 1} or less",
+            )
 
 
 def open_model(
