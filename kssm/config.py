@@ -15,7 +15,7 @@ ModelName = Literal["v2", "v3", "v4"]
 Size = Literal["tiny", "small", "medium", "large"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ReadoutName = Literal["auto", "portable", "native", "triton", "metal"]
-ScanName = Literal["auto", "loop", "native"]
+ScanName = Literal["auto", "loop", "chunked", "native"]
 
 
 def _require(holds: bool, reason: str) -> None:

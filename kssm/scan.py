@@ -27,14 +27,15 @@ from torch.autograd.function import once_differentiable
 
 from kssm.config import ScanName
 from kssm.errors import BadUsage
+from kssm.scan_chunked import ChunkedScan
 from kssm.scan_loop import LoopScan
 from kssm.scan_maker import Scan, Scanned, ScanShape
 from kssm.scan_native import NativeScan
 from kssm.scan_trial import furthest_off
 from kssm.trial import Unavailable, tried
 
-_ANYWHERE: dict[ScanName, Scan] = {"loop": LoopScan()}  # any device, any float type
-_PORTABLE: ScanName = "loop"  # the fastest of them
+_ANYWHERE: dict[ScanName, Scan] = {"loop": LoopScan(), "chunked": ChunkedScan()}  # any device, any float type
+_PORTABLE: ScanName = "chunked"  # the fastest of them
 _in_use: dict[str, Scan] = {}
 
 

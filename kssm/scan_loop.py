@@ -18,6 +18,7 @@ from kssm.scan_maker import Gradients, Scanned, ScanShape
 INPUT_FLOOR = 1e-6  # under the root of s: an oscillator that forgets nothing still hears its input
 COUPLING_BIAS = -2.0
 _UNIT_FLOOR = 1e-12
+_VECTOR = 16
 
 Phases = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Puts other phases in the place of a state's: real and imaginary parts [B, G, n] to such ones."""
@@ -43,8 +44,14 @@ def coefficients(p_BSP: Tensor, beta_N: Tensor, omega_N: Tensor, shape: ScanShap
     a, forgets = (decay + beta_N).sigmoid(), (-decay - beta_N).sigmoid()
     phi = omega_N + math.pi * (turn / math.pi).tanh() if shape.rotating else torch.zeros_like(a)
     s = (forgets * (1 + a) + INPUT_FLOOR).sqrt()
-    k = (coupling + COUPLING_BIAS).sigmoid() if shape.coupled else torch.zeros_like(coupling)
+    k = _sigmoid(coupling + COUPLING_BIAS) if shape.coupled else torch.zeros_like(coupling)
     return Coefficients(b_re, b_im, a, forgets, phi, s, gate, k)
+
+
+def _sigmoid(x_BSG: Tensor) -> Tensor:
+    """Of few numbers a row: torch rounds the last ones of a tensor otherwise than those that fill its vectors."""
+    G = x_BSG.shape[-1]
+    return F.pad(x_BSG, (0, -G % _VECTOR)).sigmoid()[..., :G]
 
 
 def scan_by_definition(
