@@ -192,7 +192,9 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     if arguments.tokens < 1:
         raise BadUsage("--tokens counts tokens, 1 or more", "write, for example, --tokens 200")
-    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout)
+    opened = open_model(
+        _named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout, arguments.scan
+    )
     print(opened.text(arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed))
     return 0
 
@@ -202,7 +204,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     _require_libraries()
     from kssm.use import open_model
 
-    opened = open_model(_named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout)
+    opened = open_model(
+        _named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout, arguments.scan
+    )
     for line in opened.evaluation(asked, as_json=arguments.json):
         print(line)
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kssm.asked import Asked, Place, settings_of
-from kssm.config import ModelName, ReadoutName, train_config
+from kssm.config import ModelName, ReadoutName, ScanName, train_config
 from kssm.wishes import Wishes
 
 _TRAINING: dict[str, tuple[type, str]] = {
@@ -110,6 +110,12 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         help="who computes v3's readout: portable anywhere, native on the CPU, triton on CUDA, metal on MPS "
         "(default: the fastest that works)",
     )
+    parser.add_argument(
+        "--scan",
+        default="auto",
+        choices=get_args(ScanName),
+        help="who computes v4's scan (default: the fastest that works)",
+    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +178,7 @@ def wishes(arguments: argparse.Namespace) -> Wishes:
         device=arguments.device,
         precision=arguments.precision,
         readout=arguments.readout,
+        scan=arguments.scan,
         resume=arguments.resume,
         fresh=arguments.fresh,
     )

@@ -9,9 +9,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from kssm import meeting, ranks, readout
+from kssm import kernels, meeting, ranks
 from kssm.batches import in_order
-from kssm.config import ReadoutName
+from kssm.config import ReadoutName, ScanName
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, prepare_cpu
 from kssm.errors import CorpusError, Stopped
@@ -36,6 +36,7 @@ class Brief:
         micro_batch: sequences at a time.
         compute: device and precision of rank 0.
         readout: who computes v3's readout.
+        scan: who computes v4's scan.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Brief:
     micro_batch: int
     compute: Compute
     readout: ReadoutName
+    scan: ScanName
 
 
 def follow(launch: Launch, cache_dir: Path, run: Stoppable) -> int:
@@ -68,7 +70,7 @@ def follow(launch: Launch, cache_dir: Path, run: Stoppable) -> int:
         return int(word)
     prepare_cpu()
     compute = ranks.own_device(launch, choose(word.compute.device.type, word.compute.precision))
-    readout.choose(compute.device.type, word.readout)
+    kernels.choose(word.plan.model, compute, word.readout, word.scan)
     group = Ranks(launch, store, compute.device)
     try:
         corpus = _corpus(word, group, cache_dir, run)

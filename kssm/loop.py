@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from kssm import checkpoint, readout
+from kssm import checkpoint, kernels
 from kssm.batches import Batch, validation_batches
 from kssm.config import ModelConfig, TrainConfig, as_facts
 from kssm.corpus import Corpus
@@ -308,7 +308,7 @@ def surroundings(model: ModelConfig, compute: Compute) -> dict[str, str]:
         **library_versions(), "device": compute.device.type, "precision": compute.precision, "threads": threads,
         "ranks": str(compute.ranks),
     }  # fmt: skip
-    return facts | ({"readout": readout.chosen(compute.device.type).name} if model.name == "v3" else {})
+    return facts | kernels.in_use(model, compute)
 
 
 def sample_text(

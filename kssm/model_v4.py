@@ -1,7 +1,7 @@
 """K-SSM v4: oscillators whose state runs through the sequence, coupled by the mean field of their group.
 
     h <- h + Mix(LN h)
-    h <- h + W_2 GELU(W_1 LN h)
+    h <- h + W_2 max(W_1 LN h, 0)^2
 
 Mix of x [B, S, D], all maps without bias:
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from kssm.attention import CausalAttention
 from kssm.config import ModelConfig
 from kssm.convolution import causal_convolution
-from kssm.feedforward import FFN
+from kssm.feedforward import SquaredFFN
 from kssm.intervention import Intervening
 from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State
 from kssm.scan import coupled_scan
@@ -107,7 +107,7 @@ class Block(nn.Module):
         self.mix_norm = nn.LayerNorm(D, bias=False)
         self.mix = CausalAttention(D) if attends else Mix(config)
         self.ffn_norm = nn.LayerNorm(D, bias=False)
-        self.ffn = FFN(D, bias=False)
+        self.ffn = SquaredFFN(D)
 
     def forward(self, h_BSD: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Shown | None]:
         """[B, S, D] to [B, S, D], the state after it, and what oscillators show."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from kssm import checkpoint, following, leading, readout
+from kssm import checkpoint, following, kernels, leading
 from kssm.batches import Batch, batch_digest, carried_begins, in_order
 from kssm.carried import Carried
 from kssm.checkpoint import Loaded
@@ -92,7 +92,8 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, lau
     plan = _plan(wishes, found, corpus, compute)
     leading.require_whole_shares(plan.training, compute)
     _introduce(plan, corpus, compute, launch, report)
-    _choose_readout(plan, compute, wishes, report)
+    for line in kernels.choose(plan.model, compute, wishes.readout, wishes.scan):
+        report.say(line)
     _require_steps_ahead(plan, found)
     _archive(wishes, guard, report)
     lineage = _lineage(found, guard.run_id)
@@ -101,7 +102,9 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, lau
     group: Ranks | None = None
     if launch is not None and not _is_complete(plan, found):
         micro_batch, step = _micro_batch(plan.training, compute, found), _state(found).step
-        word = Brief(plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, wishes.readout)
+        word = Brief(
+            plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, wishes.readout, wishes.scan
+        )
         with guard.phase("waiting"):
             group = leading.form(launch, word, guard)
     loop = _assemble(plan, compute, origin, found, guard, report, group)
@@ -245,12 +248,6 @@ def _introduce(plan: Plan, corpus: Corpus, compute: Compute, launch: Launch | No
         *leading.idle_cores(launch, compute),
     ):
         report.say(line)
-
-
-def _choose_readout(plan: Plan, compute: Compute, wishes: Wishes, report: Report) -> None:
-    if plan.model.name == "v3":
-        found, why = readout.choose(compute.device.type, wishes.readout)
-        report.say(f"readout: {found.name}" + (f" ({why})" if why else ""))
 
 
 def _assemble(

