@@ -38,6 +38,19 @@ enum { DECAY, TURN, GATE_RE, GATE_IM };
 /* An angle within [-pi, pi], exactly where it is there already; no number for what is none. */
 static float on_circle(float angle) { return (float)remainder((double)angle, 6.28318530717958647692); }
 
+/* Calls what backward needs of a token from memory: processors foresee a way backwards badly. */
+static void fetch_token(const Job *job, int64_t t) {
+    const int64_t F = 2 * job->N, P = 6 * job->N + job->G, line = 64 / sizeof(float);
+    for (int64_t i = 0; i < P; i += line) {
+        __builtin_prefetch(job->p + t * P + i);
+        __builtin_prefetch(job->d_p + t * P + i, 1);
+    }
+    for (int64_t i = 0; i < F; i += line) {
+        __builtin_prefetch(job->z + t * F + i);
+        __builtin_prefetch(job->d_y + t * F + i);
+    }
+}
+
 #define KERNEL "scan_kernel.h"
 #include "forms.h"
 

@@ -245,6 +245,7 @@ static void NAME(sequence_backward)(const NAME(Bank) *bank, int64_t b) {
         const float *d_y = NAME(wide)(bank, job->d_y + t * 2 * N, 2, bank->wide_y);
         float *d_p = direct ? job->d_p + t * P : bank->d_wide_p, *d_coupling = job->d_p + t * P + 6 * N;
         before = NAME(wide)(bank, before, 2, bank->wide_before);
+        if (t >= 2) fetch_token(job, t - 2);
         NAME(prepare)(bank, p, job->p + t * P + 6 * N);
         for (int64_t g = 0; g < G; g++) d_coupling[g] = NAME(group_backward)(bank, p, before, z, d_y, d_p, g);
         if (!job->rotating) memset(d_p + 3 * bank->M, 0, (size_t)bank->M * sizeof(float)); /* turns were not read */
