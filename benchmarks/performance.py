@@ -25,7 +25,7 @@ from benchmarks.machine import described
 from benchmarks.measure import Row
 from benchmarks.scaling import AXES, MIDDLE, Point, curves
 
-NAMES = ("step", "readout", "checkpoint", "tokenizing", "heartbeat", "status", "lock", "hammer", "scaling")
+NAMES = ("step", "readout", "scan", "checkpoint", "tokenizing", "heartbeat", "status", "lock", "hammer", "scaling")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCUMENT, DRAWING = ROOT / "benchmarks/results", ROOT / "docs/performance.md", ROOT / "docs/scaling.svg"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
