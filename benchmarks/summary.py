@@ -1,0 +1,191 @@
+"""What the comparison of models found, in one file that is kept: the page can be made from it without the runs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.characters import Characters
+from benchmarks.contest import Job, Outcome, Results, chosen_rate
+from benchmarks.contestants import SEEDS, Contestant, contestants
+from benchmarks.machine import described
+from benchmarks.ngrams import Found, predicted
+from kssm.scan import choose
+
+SUMMARY = Path(__file__).resolve().parent / "results/models.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One of a contestant's runs that count.
+
+    Args:
+        seed: of initial values and data order.
+        cpu_s: see `benchmarks.contest.Outcome`, as for the rest.
+        validation: in short blocks.
+        long: in long blocks.
+        carried: as one text.
+        points: along the way.
+    """
+
+    seed: int
+    cpu_s: float
+    validation: float | None
+    long: float | None
+    carried: float | None
+    points: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A contestant and what came of it.
+
+    Args:
+        name: in file names.
+        title: for people.
+        kind: see `benchmarks.contestants.Contestant`.
+        steps: optimizer steps.
+        rows: texts per step.
+        length: characters per text.
+        parameters: how many numbers it learns.
+        grid: (rate, loss) of every rate tried; loss None where training broke.
+        rate: of the runs that count; None while it is not known.
+        runs: those finished, by seed.
+    """
+
+    name: str
+    title: str
+    kind: str
+    steps: int
+    rows: int
+    length: int
+    parameters: int
+    grid: tuple[tuple[float, float | None], ...]
+    rate: float | None
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Standing:
+        runs = tuple(Run(**{**run, "points": tuple(run["points"])}) for run in facts["runs"])
+        return cls(**{**facts, "grid": tuple((rate, loss) for rate, loss in facts["grid"]), "runs": runs})
+
+    def losses(self, way: str = "validation") -> list[float]:
+        """Of each finished run; empty where any broke, or the model cannot be evaluated that way."""
+        found = [getattr(run, way) for run in self.runs]
+        return [] if None in found else found
+
+    def mean(self, way: str = "validation") -> float | None:
+        """Over the seeds; None while one is missing."""
+        found = self.losses(way)
+        return statistics.fmean(found) if len(found) == len(SEEDS) else None
+
+    def cpu_s(self) -> float | None:
+        """CPU seconds of training, mean over the seeds; None while one is missing."""
+        return statistics.fmean(run.cpu_s for run in self.runs) if len(self.runs) == len(SEEDS) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything the page tells.
+
+    Args:
+        date: of the last change.
+        machine: what it was measured on.
+        text: the text's digest, characters to learn from and held out, and alphabet.
+        ngrams: what tables predict.
+        standings: of each contestant that has any result.
+        speeds: tokens per CPU second against the GPT's, as `benchmarks.speed` tells them.
+        plays: what came of the embedded plays, as `benchmarks.plays` tells it.
+    """
+
+    date: str
+    machine: str
+    text: Mapping[str, Any]
+    ngrams: tuple[Found, ...]
+    standings: tuple[Standing, ...]
+    speeds: Mapping[str, Mapping[str, Any]]
+    plays: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        facts = json.loads(path.read_text())
+        facts.pop("schema")
+        facts["ngrams"] = tuple(Found(**found) for found in facts["ngrams"])
+        facts["standings"] = tuple(Standing.from_json(one) for one in facts["standings"])
+        return cls(**{**facts, "plays": tuple(facts["plays"])})
+
+    def write(self, path: Path) -> None:
+        """One line for each thing, so that a change can be read as one."""
+        facts = {"schema": 1, **asdict(self)}
+        lines = []
+        for name, value in facts.items():
+            if isinstance(value, (list, tuple)) and value:
+                rows = ",\n  ".join(json.dumps(one) for one in value)
+                lines.append(f' "{name}": [\n  {rows}\n ]')
+            else:
+                lines.append(f' "{name}": {json.dumps(value)}')
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+    def named(self, name: str) -> Standing | None:
+        return next((one for one in self.standings if one.name == name), None)
+
+    def of_kind(self, kind: str) -> list[Standing]:
+        return [one for one in self.standings if one.kind == kind]
+
+
+def gathered(
+    folder: Path, text: Mapping[str, Any], ngrams: Sequence[Found], plays: Sequence[Mapping[str, Any]], steps: int
+) -> Summary:
+    """The summary of the jobs that are finished."""
+    results, speeds = Results(folder), measured_speeds(folder)
+    everyone = contestants({name: told["ratio"] for name, told in speeds.items()}, steps)
+    standings = [found for one in everyone if (found := _standing(one, everyone, results))]
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    machine = f"{described()}; each training on one thread, v4's scan by {choose('cpu')[0].name}"
+    return Summary(today, machine, text, tuple(ngrams), tuple(standings), speeds, tuple(plays))
+
+
+def counted(text: Characters) -> list[Found]:
+    """What tables predict of the text's held-out part."""
+    parts = text.train, text.validation, text.alphabet
+    found = predicted(*parts, range(1, 6), "absolute") + predicted(*parts, range(2, 8), "kneser-ney")
+    return [replace(one, loss=round(one.loss, 4)) for one in found]
+
+
+def measured_speeds(folder: Path) -> dict[str, dict[str, Any]]:
+    """By name, of whom it was measured in the present shape."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in contestants({}):
+        try:
+            told = json.loads((folder / f"speed-{one.name}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            continue
+        if told.pop("facts", None) == one.facts():
+            found[one.name] = told
+    return found
+
+
+def _standing(contestant: Contestant, everyone: Sequence[Contestant], results: Results) -> Standing | None:
+    rate = chosen_rate(contestant, everyone, results)
+    grid = tuple(
+        (tried, loss if loss < float("inf") else None) for tried, loss in sorted(results.grid(contestant).items())
+    )
+    found = [] if rate is None else [results.of(Job(contestant, rate, seed)) for seed in SEEDS]
+    runs = tuple(_run(outcome) for outcome in found if outcome is not None)
+    counts = [outcome.parameters for outcome in found if outcome is not None]
+    if not (grid or runs):
+        return None
+    return Standing(
+        contestant.name, contestant.title, contestant.kind, contestant.steps, contestant.rows, contestant.length,
+        counts[0] if counts else 0, grid, rate, runs,
+    )  # fmt: skip
+
+
+def _run(outcome: Outcome) -> Run:
+    points = tuple(asdict(point) for point in outcome.points)
+    return Run(outcome.seed, outcome.cpu_s, outcome.validation, outcome.long, outcome.carried, points)
