@@ -1,14 +1,14 @@
 """K-SSM v4: oscillators whose state runs through the sequence, coupled by the mean field of their group.
 
-    h <- h + Mix(LN h)
-    h <- h + W_2 max(W_1 LN h, 0)^2
-
-Mix of x [B, S, D], all maps without bias:
+A block, of x = LN h [B, S, D], all maps without bias:
 
     c = causal depthwise convolution of x, four taps
     p = W_p c                                      the inputs of the scan, P = 6N + G per token
     y = coupled scan of p from the state before    `kssm.scan`: drive, decay, rotation, coupling, gate
-    Mix = W_o y                                    F = 2N -> D
+    h <- h + W_o LN y + W_2 max(W_1 c, 0)^2        F = 2N -> D; D -> 4D -> D
+
+Both halves look at the same four tokens and are added at once; W_o and W_2 start at 0, so that a model begins as the
+table of its embedding. What each of these choices is worth: docs/models.md.
 
 There are no positions: a text of any length is read, and the state after a prefix (the oscillators' z and the last
 three inputs of the convolution) is all that the rest needs to know of it. Symbols as in `kssm.oscillators` and
@@ -38,6 +38,7 @@ from kssm.scan_maker import ScanShape
 from kssm.tied import TiedWeight
 
 TAPS = 4
+_TAPS_STD = 0.3
 _KEEPS = (0.3, 0.995)  # of a state from one token to the next: memory of the last letter to that of some hundred
 _TURNS = (0.02, 3.0)  # radians per token: a period of some hundred letters to one of two
 
@@ -54,6 +55,22 @@ class Shown(NamedTuple):
     coupling_BS: Tensor
 
 
+class Mixed(NamedTuple):
+    """What the mixing half of a block gives.
+
+    Args:
+        y_BSD: what it adds to the residual stream.
+        after: the state after the text.
+        seen_BSD: what it has looked at, for the other half.
+        shown: by oscillators; None of attention.
+    """
+
+    y_BSD: Tensor
+    after: tuple[Tensor, ...]
+    seen_BSD: Tensor
+    shown: Shown | None = None
+
+
 class Mix(nn.Module):
     """A bank of coupled oscillators between two linear maps.
 
@@ -67,26 +84,29 @@ class Mix(nn.Module):
         super().__init__()
         D, N = config.hidden, config.oscillators
         self.shape = ScanShape(N, config.group, config.coupled, config.rotating)
-        self.taps = nn.Parameter(0.1 * torch.randn(TAPS, D))
+        self.taps = nn.Parameter(_TAPS_STD * torch.randn(TAPS, D))
         self.project = nn.Linear(D, self.shape.width, bias=False)
         self.beta = nn.Parameter(_decays(N)[torch.randperm(N)])  # a group has slow and fast ones
         self.omega = nn.Parameter(_natural_frequencies(N))
         phases = 2 * math.pi * torch.rand(N)
         self.start = nn.Parameter(torch.cat((phases.cos(), phases.sin())))
+        self.read_norm = nn.LayerNorm(2 * N, bias=False)
         self.out = nn.Linear(2 * N, D, bias=False)
         with torch.no_grad():
             self.taps[-1] += 1
 
-    def forward(self, x_BSD: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Shown]:
-        """[B, S, D] to [B, S, D] and the state after it; the state before is empty at the beginning of a text."""
+    def forward(self, x_BSD: Tensor, state: tuple[Tensor, ...]) -> Mixed:
+        """Mix [B, S, D] into [B, S, D]; the state before is empty at the beginning of a text."""
         start_BF, tail_BTD = state or self._beginning(x_BSD)
-        p_BSP = self.project(causal_convolution(x_BSD, self.taps, tail_BTD))
+        seen_BSD = causal_convolution(x_BSD, self.taps, tail_BTD)
+        p_BSP = self.project(seen_BSD)
         # A phase in radians has no use for 8 bits of mantissa: the oscillators stay out of autocast.
         with torch.autocast(x_BSD.device.type, enabled=False):
             scan = coupled_scan if self.intervention is None else self.intervention.scan
             found = scan(p_BSP.float(), self.beta, self.omega, start_BF, self.shape)
         after = found.z_BSF[:, -1], torch.cat((tail_BTD, x_BSD.detach()), 1)[:, 1 - TAPS :]
-        return self.out(found.y_BSF), after, Shown(found.order_parameter_BS, found.coupling_BS)
+        shown = Shown(found.order_parameter_BS, found.coupling_BS)
+        return Mixed(self.out(self.read_norm(found.y_BSF)), after, seen_BSD, shown)
 
     def _beginning(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         B, _, D = x_BSD.shape
@@ -103,17 +123,19 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, *, attends: bool) -> None:
         super().__init__()
-        D = config.hidden
-        self.mix_norm = nn.LayerNorm(D, bias=False)
-        self.mix = CausalAttention(D) if attends else Mix(config)
-        self.ffn_norm = nn.LayerNorm(D, bias=False)
-        self.ffn = SquaredFFN(D)
+        self.norm = nn.LayerNorm(config.hidden, bias=False)
+        self.mix = CausalAttention(config.hidden) if attends else Mix(config)
+        self.ffn = SquaredFFN(config.hidden)
 
     def forward(self, h_BSD: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Shown | None]:
         """[B, S, D] to [B, S, D], the state after it, and what oscillators show."""
-        mixed_BSD, after, *shown = self.mix(self.mix_norm(h_BSD), state)
-        h_BSD = h_BSD + mixed_BSD
-        return h_BSD + self.ffn(self.ffn_norm(h_BSD)), after, *(shown or (None,))
+        x_BSD = self.norm(h_BSD)
+        if isinstance(self.mix, CausalAttention):
+            y_BSD, after = self.mix(x_BSD, state)
+            mixed = Mixed(y_BSD, after, seen_BSD=x_BSD)
+        else:
+            mixed = self.mix(x_BSD, state)
+        return h_BSD + mixed.y_BSD + self.ffn(mixed.seen_BSD), mixed.after, mixed.shown
 
 
 class KSSMv4(LanguageModel):
@@ -128,8 +150,8 @@ class KSSMv4(LanguageModel):
         self.norm = nn.LayerNorm(config.hidden, bias=False)
         for name, parameter in self.named_parameters():
             if name.endswith(".weight") and parameter.ndim == 2:
-                joins = name.endswith(("mix.out.weight", "contract.weight"))  # the residual stream, 2L times
-                nn.init.normal_(parameter, std=EMBEDDING_STD / (math.sqrt(2 * L) if joins else 1))
+                joins = name.endswith(("mix.out.weight", "contract.weight"))  # the residual stream
+                nn.init.normal_(parameter, std=0.0 if joins else EMBEDDING_STD)
 
     def forward(self, tokens_BS: Tensor, noise: torch.Generator | None = None, state: State | None = None) -> Features:  # noqa: ARG002 - nothing in it is random
         """See `LanguageModel`."""
