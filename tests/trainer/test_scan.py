@@ -194,6 +194,17 @@ def test_whoever_computes_leaves_no_graph_behind(form: Scan, monkeypatch: pytest
     assert [tensor.requires_grad for tensor in found] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("name", ["chunked", "chunked by 5", "one by one"])
+def test_what_asks_for_gradients_may_be_scanned_without_autograd(name: str) -> None:
+    given = single(inputs(2, 20, BANK))
+    plain, d_plain = both_ways(FORMS[name], given, BANK, torch.ones(2, 20, 96))
+    asking: Inputs = tuple(tensor.requires_grad_() for tensor in given)  # type: ignore[assignment]
+    found, d_found = both_ways(FORMS[name], asking, BANK, torch.ones(2, 20, 96))
+    for ours, theirs in zip(found + d_found, plain + d_plain, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not ours.requires_grad
+
+
 def test_oscillators_that_are_not_coupled_know_nothing_of_each_other(form: Scan) -> None:
     shape = ScanShape(48, 16, coupled=False)
     given = single(inputs(2, 40, shape))
