@@ -156,7 +156,7 @@ def test_what_is_set_in_the_state_is_carried_on_and_keeps_every_length() -> None
     first, _ = state_after(model, Intervention(order_parameter=1.0, phases=True, at="state"))
     re, im = first.view(B, 2, 2, 4).unbind(1)  # [B, G, n]
     angles = torch.atan2(im, re)
-    torch.testing.assert_close(angles.cos(), angles.cos().mean(-1, keepdim=True).expand(B, 2, 4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(angles.cos(), angles.cos().mean(-1, keepdim=True).expand(B, 2, 4), atol=5e-3, rtol=0)
     assert torch.hypot(re, im).std() > 0.01
 
 
