@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,40 @@ def test_a_checkpoint_of_another_version_is_refused() -> None:
     facts.model["unheard_of"] = 1
     with pytest.raises(CheckpointMismatch, match="another version"):
         plan_continued(Wishes("v3"), facts, "f", PATH)
+
+
+def test_a_checkpoint_from_before_v4_continues_as_it_was() -> None:
+    facts = facts_of(SMALL)
+    for field in ("group", "coupled", "rotating", "attention_every"):
+        del facts.model[field]
+    del facts.training["carry_state"]
+    assert plan_continued(Wishes("v3", training={"max_steps": 9}), facts, "f", PATH) == Plan(
+        SMALL.model, replace(SMALL.training, max_steps=9)
+    )
+
+
+V4 = Plan(model_config("v4", "tiny", 300), train_config("v4", "tiny", carry_state=True))
+
+
+def test_a_carried_run_goes_on_carrying_without_being_told() -> None:
+    assert plan_continued(Wishes("v4"), facts_of(V4), "f", PATH) == V4
+
+
+def test_whether_the_state_is_carried_is_not_changed_half_way() -> None:
+    plain = replace(V4, training=replace(V4.training, carry_state=False))
+    with pytest.raises(CheckpointMismatch, match=r"training\.carry_state: saved False, now True"):
+        plan_continued(Wishes("v4", training={"carry_state": True}), facts_of(plain), "f", PATH)
+
+
+@pytest.mark.parametrize(("shape", "field"), [
+    ({"coupled": False}, "model.coupled: saved True, now False"),
+    ({"rotating": False}, "model.rotating: saved True, now False"),
+    ({"attention_every": 3}, "model.attention_every: saved 0, now 3"),
+])  # fmt: skip
+def test_an_ablation_is_another_model(shape: dict[str, object], field: str) -> None:
+    with pytest.raises(CheckpointMismatch) as refused:
+        plan_continued(Wishes("v4", shape=shape), facts_of(V4), "f", PATH)
+    assert field in refused.value.what
 
 
 def test_a_sequence_longer_than_the_positions_is_refused_before_anything_is_built() -> None:
