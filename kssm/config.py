@@ -42,6 +42,10 @@ class ModelConfig:
         coupled: v4's mean field; False is the ablation without it.
         rotating: v4's rotation; False is the ablation with real gates.
         attention_every: v4 has causal attention in the place of oscillators in every n-th block; 0 has none.
+        keeps: what v4's most faithful oscillators keep of their state from one token to the next at first; to count
+            through a thousand tokens they must lose next to nothing, 0.999999.
+        coupling_bias: added to the logit of v4's coupling; at 0 k is 0.12 at first, and differences within a group are
+            gone after ten tokens until the model has learned to keep them.
     """
 
     name: ModelName
@@ -58,6 +62,8 @@ class ModelConfig:
     coupled: bool = True
     rotating: bool = True
     attention_every: int = 0
+    keeps: float = 0.995
+    coupling_bias: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.name in _SHAPES, f"model {self.name!r} is not one of {', '.join(_SHAPES)}")
@@ -78,6 +84,7 @@ class ModelConfig:
         _require(not self.published, "v4 is not a published model")
         _require(self.attention_every >= 0, f"attention_every is {self.attention_every}; it counts blocks")
         _require(self.attention_every != 1, "attention in every block would leave no oscillators")
+        _require(0.3 < self.keeps < 1, f"keeps is {self.keeps}; it lies between 0.3, what the others keep, and 1")
         _require(
             self.oscillators % self.group == 0, f"{self.oscillators} oscillators are no whole groups of {self.group}"
         )

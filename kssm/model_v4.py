@@ -39,7 +39,7 @@ from kssm.tied import TiedWeight
 
 TAPS = 4
 _TAPS_STD = 0.3
-_KEEPS = (0.3, 0.995)  # of a state from one token to the next: memory of the last letter to that of some hundred
+_LEAST_KEEPS = 0.3  # of a state from one token to the next: memory of the last letter; the others' up to `config.keeps`
 _TURNS = (0.02, 3.0)  # radians per token: a period of some hundred letters to one of two
 
 
@@ -84,9 +84,10 @@ class Mix(nn.Module):
         super().__init__()
         D, N = config.hidden, config.oscillators
         self.shape = ScanShape(N, config.group, config.coupled, config.rotating)
+        self.coupling_bias = config.coupling_bias
         self.taps = nn.Parameter(_TAPS_STD * torch.randn(TAPS, D))
         self.project = nn.Linear(D, self.shape.width, bias=False)
-        self.beta = nn.Parameter(_decays(N)[torch.randperm(N)])  # a group has slow and fast ones
+        self.beta = nn.Parameter(_decays(N, config.keeps)[torch.randperm(N)])  # a group has slow and fast ones
         self.omega = nn.Parameter(_natural_frequencies(N))
         phases = 2 * math.pi * torch.rand(N)
         self.start = nn.Parameter(torch.cat((phases.cos(), phases.sin())))
@@ -102,8 +103,11 @@ class Mix(nn.Module):
         p_BSP = self.project(seen_BSD)
         # A phase in radians has no use for 8 bits of mantissa: the oscillators stay out of autocast.
         with torch.autocast(x_BSD.device.type, enabled=False):
+            p_BSP = p_BSP.float()
+            if self.coupling_bias:
+                p_BSP[..., -self.shape.groups :] += self.coupling_bias
             scan = coupled_scan if self.intervention is None else self.intervention.scan
-            found = scan(p_BSP.float(), self.beta, self.omega, start_BF, self.shape)
+            found = scan(p_BSP, self.beta, self.omega, start_BF, self.shape)
         after = found.z_BSF[:, -1], torch.cat((tail_BTD, x_BSD.detach()), 1)[:, 1 - TAPS :]
         shown = Shown(found.order_parameter_BS, found.coupling_BS)
         return Mixed(self.out(self.read_norm(found.y_BSF)), after, seen_BSD, shown)
@@ -174,9 +178,9 @@ class KSSMv4(LanguageModel):
         )
 
 
-def _decays(N: int) -> Tensor:
+def _decays(N: int, keeps: float) -> Tensor:
     """The logits of what is kept, evenly spaced."""
-    least, most = (math.log(keep / (1 - keep)) for keep in _KEEPS)
+    least, most = (math.log(keep / (1 - keep)) for keep in (_LEAST_KEEPS, keeps))
     return torch.linspace(least, most, N)
 
 
