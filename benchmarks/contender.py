@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks import characters
 from benchmarks.contest import Outcome, Point
-from benchmarks.contestants import LENGTH, LONG, STEPS, TUNING_SEED, Contestant, contestants
+from benchmarks.contestants import LENGTH, LONG, STEPS, TUNING_SEED, Contestant, named
+from benchmarks.machine import described
 
 if TYPE_CHECKING:
     from benchmarks.learner import Learner
@@ -56,7 +57,7 @@ def trained(contestant: Contestant, rate: float, seed: int, text: characters.Cha
     long = in_blocks(own.read, text.validation, LONG).loss if remembers else None
     through = carried(own.read, text.validation, LONG).loss if remembers else None
     rounded = [None if loss is None else round(loss, 5) for loss in (whole, long, through)]
-    return Outcome(facts, rate, seed, count, points[-1].cpu_s, *rounded, tuple(points))
+    return Outcome(facts, rate, seed, count, points[-1].cpu_s, *rounded, tuple(points), described())
 
 
 def _training(own: Learner, contestant: Contestant, text: characters.Characters, *, tuning: bool) -> Iterator[Point]:
@@ -97,9 +98,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     prepare_cpu()
-    like = said.name.removesuffix("-seconds")
-    contestant = next(one for one in contestants({like: said.speed}, said.steps) if one.name == said.name)
-    outcome = trained(contestant, said.rate, said.seed, characters.read(said.text))
+    outcome = trained(named(said.name, said.speed, said.steps), said.rate, said.seed, characters.read(said.text))
     with replacing(said.into) as file:
         file.write(outcome.to_json().encode())
 

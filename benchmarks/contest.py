@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestants import SEEDS, TUNING_SEED, Contestant
+from benchmarks.contestants import SEEDS, TUNING_SEED, Contestant, tuning
 
 _GROWS = 2
 """How many rates may be added to a grid whose best one is the outermost."""
@@ -66,6 +66,7 @@ class Outcome:
         long: the same in long blocks; None for a model that cannot.
         carried: the same with the state carried through the whole text; None for a model that has none.
         points: along the way; of the tuning seed only the last.
+        machine: on which it was trained.
         failed: why training broke; empty where it did not.
     """
 
@@ -78,6 +79,7 @@ class Outcome:
     long: float | None
     carried: float | None
     points: tuple[Point, ...]
+    machine: str = ""
     failed: str = ""
 
     @classmethod
@@ -124,11 +126,15 @@ class Results:
         self._read[job.name] = found
         return found
 
+    def machines(self) -> set[str]:
+        """On which the jobs that were asked for were trained."""
+        return {outcome.machine for outcome in self._read.values() if outcome.machine}
+
     def grid(self, contestant: Contestant) -> dict[float, float]:
         """The loss at each rate tried so far."""
         tried: dict[float, float] = {}
         while waiting := [rate for rate in rates_to_try(contestant.rates, tried) if rate not in tried]:
-            found = {rate: self.of(Job(contestant, rate, TUNING_SEED)) for rate in waiting}
+            found = {rate: self.of(Job(tuning(contestant), rate, TUNING_SEED)) for rate in waiting}
             told = {rate: outcome.loss for rate, outcome in found.items() if outcome is not None}
             tried |= told
             if len(told) < len(waiting):
@@ -167,5 +173,5 @@ def wanted(chosen: Sequence[Contestant], results: Results, everyone: Sequence[Co
             jobs = [Job(contestant, rate, seed) for seed in SEEDS]
         else:
             rates = rates_to_try(contestant.rates, results.grid(contestant)) if contestant.rates else []
-            jobs = [Job(contestant, one, TUNING_SEED) for one in rates]
+            jobs = [Job(tuning(contestant), one, TUNING_SEED) for one in rates]
         yield from (job for job in jobs if results.of(job) is None)

@@ -12,6 +12,9 @@ from typing import Any
 STEPS, ROWS, LENGTH = 2_000, 12, 64
 WARM_UP = 100
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
+TUNING_PART = 4
+"""A rate is tried in a run of this part of the steps, with the whole schedule in it."""
+
 LONG = 1_024
 """Characters of the long blocks that models without a longest text are evaluated in as well."""
 
@@ -57,10 +60,10 @@ class Contestant:
 
 
 _V4 = {"hidden": 128, "layers": 4, "oscillators": 64}
-_RATES = (3e-3, 6e-3, 1.2e-2)
+_RATES = (5e-3, 1e-2, 2e-2)
 
 GPT = Contestant(
-    "gpt", "GPT", "gpt", {"hidden": 128, "layers": 4, "heads": 4, "positions": LENGTH}, (1.5e-3, 3e-3, 6e-3)
+    "gpt", "GPT", "gpt", {"hidden": 128, "layers": 4, "heads": 4, "positions": LENGTH}, (2.5e-3, 5e-3, 1e-2)
 )
 V4 = Contestant("v4", "v4", "v4", _V4, _RATES)
 
@@ -78,16 +81,16 @@ _MAIN = (
     ),
 )
 
-# Equal tokens by other texts: fewer and longer ones, or such as go on.
+# Equal tokens by other texts: fewer and longer ones, or such as go on; at the rate of v4.
+_OTHERWISE = replace(V4, kind="long", like="v4", rates=())
 _LONG = (
-    replace(V4, name="v4-256", title="v4, 3 texts of 256", kind="long", rows=3, length=256),
-    replace(V4, name="v4-768", title="v4, 1 text of 768", kind="long", rows=1, length=768),
-    replace(V4, name="v4-carried", title="v4, 12 texts of 64, state carried", kind="long", carried=True),
+    replace(_OTHERWISE, name="v4-256", title="v4, 3 texts of 256", rows=3, length=256),
+    replace(_OTHERWISE, name="v4-768", title="v4, 1 text of 768", rows=1, length=768),
+    replace(_OTHERWISE, name="v4-carried", title="v4, 12 texts of 64, state carried", carried=True),
     replace(
-        V4, name="v4-256-carried", title="v4, 3 texts of 256, state carried", kind="long", rows=3, length=256,
-        carried=True,
+        _OTHERWISE, name="v4-256-carried", title="v4, 3 texts of 256, state carried", rows=3, length=256, carried=True
     ),
-)  # fmt: skip
+)
 
 _SHORT = tuple(
     replace(V4, name=f"v4-{steps}-steps", title=f"v4, {steps} steps", kind="short", like="v4", rates=(), steps=steps)
@@ -126,8 +129,27 @@ def _equal_seconds(speeds: Mapping[str, float]) -> Sequence[Contestant]:
             like=one.name, rates=(), steps=max(1, round(STEPS * speeds[one.name] / 10) * 10),
         )
         for one in _MAIN[1:]
+        if one.model != "v4" or one is V4  # its ablations cost what it costs
         if one.name in speeds and abs(speeds[one.name] - 1) > _EQUAL
     ]  # fmt: skip
+
+
+def tuning(contestant: Contestant) -> Contestant:
+    """A contestant as it is trained to find its rate."""
+    return replace(contestant, name=f"{contestant.name}-tuning", steps=max(1, contestant.steps // TUNING_PART))
+
+
+def named(name: str, speed: float, steps: int) -> Contestant:
+    """A contestant by the name in a job's file.
+
+    Args:
+        name: of a contestant, or of its tuning.
+        speed: of the contestant that it is like, against the GPT's.
+        steps: of a whole run.
+    """
+    plain = name.removesuffix("-tuning")
+    found = next(one for one in contestants({plain.removesuffix("-seconds"): speed}, steps) if one.name == plain)
+    return found if plain == name else tuning(found)
 
 
 def made(contestant: Contestant, vocabulary: int, seed: int) -> Any:

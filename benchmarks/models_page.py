@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.contestants import LENGTH, LONG, SEEDS
+from benchmarks.contestants import LENGTH, LONG, SEEDS, STEPS, TUNING_PART
 from benchmarks.models_drawings import drawings
 from benchmarks.summary import Standing, Summary
 
@@ -169,14 +169,16 @@ def _counting(summary: Summary) -> str:
 
 
 def _grids(summary: Summary) -> str:
-    """Every rate tried, with the loss at the end of a whole run of the tuning seed."""
+    """Every rate tried, with the loss at the end of a shorter run of the tuning seed."""
     tuned = [one for one in summary.standings if one.grid]
     rates = sorted({rate for one in tuned for rate, _ in one.grid})
     rows = []
     for one in tuned:
         told = {rate: "broke" if loss is None else f"{loss:.3f}" for rate, loss in one.grid}
         rows.append((one.title, *(f"**{told[rate]}**" if rate == one.rate else told.get(rate, "") for rate in rates)))
-    return _markdown("### Learning rates, seed 0", ("model", *(f"{rate:g}" for rate in rates)), rows)
+    return _markdown(
+        f"### Learning rates, seed 0, {STEPS // TUNING_PART:,} steps", ("model", *(f"{rate:g}" for rate in rates)), rows
+    )
 
 
 def _plays(summary: Summary) -> str:

@@ -15,7 +15,6 @@ from benchmarks.contest import Job, Outcome, Results, chosen_rate
 from benchmarks.contestants import SEEDS, Contestant, contestants
 from benchmarks.machine import described
 from benchmarks.ngrams import Found, predicted
-from kssm.scan import choose
 
 SUMMARY = Path(__file__).resolve().parent / "results/models.json"
 
@@ -146,7 +145,8 @@ def gathered(
     everyone = contestants({name: told["ratio"] for name, told in speeds.items()}, steps)
     standings = [found for one in everyone if (found := _standing(one, everyone, results))]
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    machine = f"{described()}; each training on one thread, v4's scan by {choose('cpu')[0].name}"
+    trained_on = " and on ".join(sorted(results.machines())) or described()
+    machine = f"trained on one thread each on {trained_on}; speeds measured on {described()}"
     return Summary(today, machine, text, tuple(ngrams), tuple(standings), speeds, tuple(plays))
 
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.characters import characters
 from benchmarks.contender import looks, trained
 from benchmarks.contest import Job, Outcome, Results, rates_to_try, wanted
-from benchmarks.contestants import GPT, SEEDS, TUNING_SEED, V4, Contestant, contestants
+from benchmarks.contestants import GPT, SEEDS, TUNING_SEED, V4, Contestant, contestants, named, tuning
 from benchmarks.ngrams import predicted
 from benchmarks.validation import Read, carried, in_blocks
 from benchmarks.workers import Crew, Task
@@ -68,9 +68,9 @@ def test_a_grid_grows_while_the_best_rate_is_its_outermost_one_and_not_for_ever(
 
 def test_finished_jobs_are_not_wanted_again_and_seeds_come_once_the_rate_is_known(tmp_path: Path) -> None:
     results = Results(tmp_path)
-    tuning = [Job(V4, rate, TUNING_SEED) for rate in V4.rates]
-    assert list(wanted([V4], results, [V4])) == tuning
-    for job, loss in zip(tuning, (1.7, 1.6, None), strict=True):
+    tried = [Job(tuning(V4), rate, TUNING_SEED) for rate in V4.rates]
+    assert list(wanted([V4], results, [V4])) == tried
+    for job, loss in zip(tried, (1.7, 1.6, None), strict=True):
         finish(tmp_path, job, loss)
     counted = [Job(V4, V4.rates[1], seed) for seed in SEEDS]
     assert list(wanted([V4], results, [V4])) == counted
@@ -94,6 +94,12 @@ def test_equal_seconds_are_as_many_steps_as_the_speed_allows() -> None:
     everyone = {one.name: one for one in contestants({"v3": 1.5, "v4": 1.01})}
     assert everyone["v3-seconds"].steps == 3_000
     assert "v4-seconds" not in everyone, "as fast as the GPT: its own runs are those"
+
+
+def test_a_rate_is_found_in_shorter_runs_that_have_a_name_of_their_own() -> None:
+    assert named("v4-tuning", 1.0, 2_000) == tuning(V4)
+    assert named("v4", 1.0, 2_000) == V4
+    assert tuning(V4).steps == 500
 
 
 def test_looks_end_with_the_run_and_a_run_that_tunes_has_one() -> None:
