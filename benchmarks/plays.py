@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 _TUNES = 12
 """A rate is tried for this part of the CPU seconds."""
 
-_SAVE_S, _LOOKS, _EVERY = 120, 20, 8
+_SAVE_S = 120
+
+_LOOKS, _LOOK_S, _EVERY = 20, 60, 8
+"""Along a run, but no more than one in so many CPU seconds; each reads every eighth block."""
+
 _MEASURED = 12
 _SEED = 1
 
@@ -120,7 +124,7 @@ class _Run:
         from benchmarks.validation import in_blocks
 
         now, parent, saved = self._progress, os.getppid(), time.monotonic()
-        apart = max(1, steps // _LOOKS)
+        apart = max(1, steps // max(1, min(_LOOKS, int(self._seconds / _LOOK_S))))
         while now["step"] < steps:
             now["spent"] += cpu_seconds(lambda: own.step(now["step"]))
             now["step"] += 1
