@@ -60,10 +60,10 @@ class Contestant:
 
 
 _V4 = {"hidden": 128, "layers": 4, "oscillators": 64}
-_RATES = (5e-3, 1e-2, 2e-2)
+_RATES = (3.5e-3, 7e-3, 1.4e-2)
 
 GPT = Contestant(
-    "gpt", "GPT", "gpt", {"hidden": 128, "layers": 4, "heads": 4, "positions": LENGTH}, (2.5e-3, 5e-3, 1e-2)
+    "gpt", "GPT", "gpt", {"hidden": 128, "layers": 4, "heads": 4, "positions": LENGTH}, (1.5e-3, 3e-3, 6e-3)
 )
 V4 = Contestant("v4", "v4", "v4", _V4, _RATES)
 
