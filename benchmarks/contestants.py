@@ -94,7 +94,7 @@ _LONG = (
 
 _SHORT = tuple(
     replace(V4, name=f"v4-{steps}-steps", title=f"v4, {steps} steps", kind="short", like="v4", rates=(), steps=steps)
-    for steps in (800, 700, 900, 600, 1_000)
+    for steps in (400, 350, 450, 300, 500)
 )
 
 PLAYS = (

@@ -25,7 +25,7 @@ class Run:
 
     Args:
         seed: of initial values and data order.
-        cpu_s: see `benchmarks.contest.Outcome`, as for the rest.
+        cpu_s: of training: its tokens at the measured speed of the model, see `Pace`; as recorded where there is none.
         validation: in short blocks.
         long: in long blocks.
         carried: as one text.
@@ -143,11 +143,31 @@ def gathered(
     """The summary of the jobs that are finished."""
     results, speeds = Results(folder), measured_speeds(folder)
     everyone = contestants({name: told["ratio"] for name, told in speeds.items()}, steps)
-    standings = [found for one in everyone if (found := _standing(one, everyone, results))]
+    pace = Pace(speeds)
+    standings = [found for one in everyone if (found := _standing(one, everyone, results, pace))]
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     trained_on = " and on ".join(sorted(results.machines())) or described()
     machine = f"trained on one thread each on {trained_on}; speeds measured on {described()}"
     return Summary(today, machine, text, tuple(ngrams), tuple(standings), speeds, tuple(plays))
+
+
+class Pace:
+    """CPU seconds of training by the speeds that were measured in turns with the GPT, on one machine.
+
+    Trainings run on several machines, and beside each other, which makes their own seconds no measure.
+
+    Args:
+        speeds: see `measured_speeds`.
+    """
+
+    def __init__(self, speeds: Mapping[str, Mapping[str, Any]]) -> None:
+        self._ratios = {"gpt": 1.0, **{name: told["ratio"] for name, told in speeds.items()}}
+        self._gpt = statistics.median(told["gpt"] for told in speeds.values()) if speeds else 0.0
+
+    def seconds(self, contestant: Contestant, tokens: int, recorded: float) -> float:
+        """For so many tokens of training; those that were recorded where no speed is known."""
+        ratio = self._ratios.get(contestant.name, self._ratios.get(contestant.like, 0.0))
+        return round(tokens / (self._gpt * ratio), 2) if self._gpt and ratio else recorded
 
 
 def counted(text: Characters) -> list[Found]:
@@ -170,13 +190,13 @@ def measured_speeds(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _standing(contestant: Contestant, everyone: Sequence[Contestant], results: Results) -> Standing | None:
+def _standing(contestant: Contestant, everyone: Sequence[Contestant], results: Results, pace: Pace) -> Standing | None:
     rate = chosen_rate(contestant, everyone, results)
     grid = tuple(
         (tried, loss if loss < float("inf") else None) for tried, loss in sorted(results.grid(contestant).items())
     )
     found = [] if rate is None else [results.of(Job(contestant, rate, seed)) for seed in SEEDS]
-    runs = tuple(_run(outcome) for outcome in found if outcome is not None)
+    runs = tuple(_run(outcome, contestant, pace) for outcome in found if outcome is not None)
     counts = [outcome.parameters for outcome in found if outcome is not None]
     if not (grid or runs):
         return None
@@ -186,6 +206,16 @@ def _standing(contestant: Contestant, everyone: Sequence[Contestant], results: R
     )  # fmt: skip
 
 
-def _run(outcome: Outcome) -> Run:
-    points = tuple(asdict(point) for point in outcome.points)
-    return Run(outcome.seed, outcome.cpu_s, outcome.validation, outcome.long, outcome.carried, points)
+def _run(outcome: Outcome, contestant: Contestant, pace: Pace) -> Run:
+    points = tuple(
+        {**asdict(point), "cpu_s": pace.seconds(contestant, point.tokens, point.cpu_s)} for point in outcome.points
+    )
+    tokens = contestant.steps * contestant.rows * contestant.length
+    return Run(
+        outcome.seed,
+        pace.seconds(contestant, tokens, outcome.cpu_s),
+        outcome.validation,
+        outcome.long,
+        outcome.carried,
+        points,
+    )

@@ -103,7 +103,7 @@ class Mix(nn.Module):
         p_BSP = self.project(seen_BSD)
         # A phase in radians has no use for 8 bits of mantissa: the oscillators stay out of autocast.
         with torch.autocast(x_BSD.device.type, enabled=False):
-            p_BSP = p_BSP.float()
+            p_BSP = p_BSP.to(self.beta.dtype)
             if self.coupling_bias:
                 p_BSP[..., -self.shape.groups :] += self.coupling_bias
             scan = coupled_scan if self.intervention is None else self.intervention.scan

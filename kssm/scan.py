@@ -99,7 +99,9 @@ class _CoupledScan(torch.autograd.Function):
     def forward(
         ctx: Any, p_BSP: Tensor, beta_N: Tensor, omega_N: Tensor, start_BF: Tensor, shape: ScanShape
     ) -> tuple[Tensor, ...]:
-        ctx.scan = chosen(p_BSP.device.type) if p_BSP.dtype == torch.float32 else _ANYWHERE[_PORTABLE]
+        inputs = p_BSP, beta_N, omega_N, start_BF
+        single = all(tensor.dtype == torch.float32 for tensor in inputs)  # a kernel would read others as such
+        ctx.scan = chosen(p_BSP.device.type) if single else _ANYWHERE[_PORTABLE]
         ctx.shape = shape
         found: Scanned = ctx.scan.forward(p_BSP, beta_N, omega_N, start_BF, shape)
         ctx.save_for_backward(p_BSP, beta_N, omega_N, start_BF, found.z_BSF)

@@ -17,6 +17,7 @@ from benchmarks.contender import looks, trained
 from benchmarks.contest import Job, Outcome, Results, rates_to_try, wanted
 from benchmarks.contestants import GPT, SEEDS, TUNING_SEED, V4, Contestant, contestants, named, tuning
 from benchmarks.ngrams import predicted
+from benchmarks.summary import Pace
 from benchmarks.validation import Read, carried, in_blocks
 from benchmarks.workers import Crew, Task
 
@@ -163,3 +164,12 @@ def test_a_crew_does_each_task_once_goes_on_past_failures_and_ends_its_workers_w
     )  # fmt: skip
     assert second.work() == []
     assert said[-1] == "waits: left unfinished", "and what was there was not made again"
+
+
+def test_cpu_seconds_are_those_of_one_machine_wherever_a_run_was_trained() -> None:
+    pace = Pace({"v4": {"ratio": 1.25, "gpt": 8_000}, "v3": {"ratio": 0.5, "gpt": 10_000}})
+    assert pace.seconds(GPT, 90_000, 3.0) == 10.0
+    assert pace.seconds(V4, 90_000, 3.0) == 8.0
+    short = replace(V4, name="v4-short", like="v4")
+    assert pace.seconds(short, 90_000, 3.0) == 8.0
+    assert pace.seconds(replace(V4, name="unknown"), 90_000, 3.0) == 3.0
