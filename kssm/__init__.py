@@ -1,1 +1,1 @@
-"""Trainers of the Kuramoto State-Space language models v2 and v3."""
+"""Trainers of the Kuramoto State-Space language models v2, v3 and v4."""

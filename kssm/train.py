@@ -14,7 +14,7 @@ from kssm import checkpoint, following, kernels, leading
 from kssm.batches import Batch, batch_digest, carried_begins, in_order
 from kssm.carried import Carried
 from kssm.checkpoint import Loaded
-from kssm.config import TrainConfig, preset_name
+from kssm.config import ModelConfig, TrainConfig, preset_name
 from kssm.corpus import Corpus, prepare
 from kssm.device import Compute, default_size, prepare_cpu
 from kssm.errors import BadUsage, CheckpointError, Stopped
@@ -236,7 +236,7 @@ def _plan(wishes: Wishes, found: Loaded | None, corpus: Corpus, compute: Compute
 
 def _introduce(plan: Plan, corpus: Corpus, compute: Compute, launch: Launch | None, report: Report) -> None:
     model, training, facts = plan.model, plan.training, corpus.facts
-    sizes = f"D {model.hidden}, L {model.layers}, N {model.oscillators}, H {model.harmonics}, V {model.vocabulary:,}"
+    sizes = f"D {model.hidden}, L {model.layers}, N {model.oscillators}, {_of_bank(model)}, V {model.vocabulary:,}"
     batch = f"{training.batch_size} x {training.gradient_accumulation} sequences of {training.seq_length} tokens"
     where = f"{compute.device.type}, {compute.precision}, {torch.get_num_threads()} threads"
     where += f" on each of {compute.ranks} ranks" if compute.ranks > 1 else ""
@@ -248,6 +248,11 @@ def _introduce(plan: Plan, corpus: Corpus, compute: Compute, launch: Launch | No
         *leading.idle_cores(launch, compute),
     ):
         report.say(line)
+
+
+def _of_bank(model: ModelConfig) -> str:
+    """What of a bank tells the models apart."""
+    return f"groups of {model.group}" if model.name == "v4" else f"H {model.harmonics}"
 
 
 def _assemble(

@@ -252,3 +252,11 @@ def test_a_text_may_have_any_length(length: int) -> None:
     logits, _ = read(model_of(), text(length, rows=1))
     assert logits.shape == (1, length, V)
     assert logits.isfinite().all()
+
+
+def test_a_model_in_float64_is_computed_in_float64() -> None:
+    single, double = shaken(), shaken().double()
+    tokens = some_tokens(9)
+    close = single.logits(single(tokens).hidden_BSD), double.logits(double(tokens).hidden_BSD)
+    assert close[1].dtype == torch.float64
+    torch.testing.assert_close(close[0].double(), close[1], atol=1e-4, rtol=0)
