@@ -255,8 +255,6 @@ def test_a_text_may_have_any_length(length: int) -> None:
 
 
 def test_a_model_in_float64_is_computed_in_float64() -> None:
-    single, double = shaken(), shaken().double()
-    tokens = some_tokens(9)
-    close = single.logits(single(tokens).hidden_BSD), double.logits(double(tokens).hidden_BSD)
-    assert close[1].dtype == torch.float64
-    torch.testing.assert_close(close[0].double(), close[1], atol=1e-4, rtol=0)
+    single, double = read(model_of(), text())[0], read(model_of().double(), text())[0]
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
