@@ -46,6 +46,9 @@ def made(solver: Solver, puzzle: Puzzle, seed: int) -> nn.Module:
         for name, parameter in model.named_parameters():
             if name.endswith(".weight") and parameter.ndim == 2:
                 parameter *= solver.std / EMBEDDING_STD
+            if name.endswith(".taps"):
+                parameter[:-1] *= solver.taps
+                parameter[-1] = 1 + (parameter[-1] - 1) * solver.taps
     return model
 
 

@@ -161,6 +161,15 @@ def test_faithful_oscillators_and_a_weak_coupling_are_asked_for_by_name_and_chan
         assert model(tokens).coupling_L.item() == pytest.approx(torch.tensor(k).sigmoid().item(), rel=0.5)
 
 
+def test_a_convolution_without_earlier_taps_begins_as_the_identity() -> None:
+    plain, bare, half = (
+        solving.made(replace(QUICK, taps=factor), PUZZLES["parity"], 0).blocks[0].mix.taps for factor in (1.0, 0.0, 0.5)
+    )
+    identity = torch.eye(4)[-1][:, None].expand_as(bare)
+    assert torch.equal(bare, identity)
+    torch.testing.assert_close(half, (plain + identity) / 2)
+
+
 def test_jobs_have_names_of_their_own_and_three_seeds() -> None:
     assert len({job.name for job in JOBS}) == len(JOBS)
     assert len(SEEDS) == 3
