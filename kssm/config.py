@@ -84,6 +84,10 @@ class ModelConfig:
         _require(not self.published, "v4 is not a published model")
         _require(self.attention_every >= 0, f"attention_every is {self.attention_every}; it counts blocks")
         _require(self.attention_every != 1, "attention in every block would leave no oscillators")
+        _require(
+            self.attention_every <= self.layers,
+            f"attention_every is {self.attention_every}, and of {self.layers} blocks none would have attention",
+        )
         _require(0.3 < self.keeps < 1, f"keeps is {self.keeps}; it lies between 0.3, what the others keep, and 1")
         _require(
             self.oscillators % self.group == 0, f"{self.oscillators} oscillators are no whole groups of {self.group}"

@@ -134,6 +134,8 @@ def test_a_hybrid_has_attention_in_every_nth_block_and_oscillators_in_the_others
     assert len(model(torch.zeros(1, 3, dtype=torch.long)).order_parameter_L) == 3
     with pytest.raises(BadUsage, match="would leave no oscillators"):
         model_config("v4", "tiny", 13, attention_every=1)
+    with pytest.raises(BadUsage, match="of 3 blocks none would have attention"):
+        model_config("v4", "tiny", 13, attention_every=4)
 
 
 def test_a_hybrid_trains_and_samples_from_the_command_line(tmp_path: Path) -> None:
