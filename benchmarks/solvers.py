@@ -26,6 +26,7 @@ class Solver:
         oscillators: N; 0 makes it a GPT.
         shape: more of v4's shape, as `kssm.config.ModelConfig` has it.
         std: of the initial matrices.
+        joins: of those matrices of v4 that write into the residual stream; 0 as the model has them.
         positions: whether a GPT has learned positions.
         taps: factor of the initial weights of v4's convolution, but for the present token's; at 0 a symbol's turn does
             not depend on the symbols before it.
@@ -43,6 +44,7 @@ class Solver:
     oscillators: int = 32
     shape: Mapping[str, Any] = field(default_factory=dict)
     std: float = 0.1
+    joins: float = 0.0
     positions: bool = True
     smoothing: float = 0.0
     taps: float = 1.0
@@ -83,11 +85,11 @@ def _counters(steps: int) -> tuple[Solver, ...]:
 
 
 def _recallers(steps: int) -> tuple[Solver, ...]:
-    hybrid = Solver("hybrid", "hybrid", steps, 5e-3, layers=2, shape={"attention_every": 2}, first=24)
+    hybrid = Solver("hybrid", "hybrid", steps, 3e-3, layers=2, shape={"attention_every": 2}, joins=0.05, first=24)
     return (
         hybrid,
-        replace(hybrid, name="v4", title="v4", rate=2e-3, layers=1, shape=_FAITHFUL),
-        replace(hybrid, name="gpt", title="GPT, two layers", rate=3e-3, oscillators=0, shape={}, std=0.02),
+        replace(hybrid, name="v4", title="v4", layers=1, shape=_FAITHFUL),
+        replace(hybrid, name="gpt", title="GPT, two layers", oscillators=0, shape={}, std=0.02, joins=0.0),
     )
 
 

@@ -42,9 +42,12 @@ def made(solver: Solver, puzzle: Puzzle, seed: int) -> nn.Module:
         ),
         seed,
     )  # fmt: skip
+    random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(".weight") and parameter.ndim == 2:
+            if name.endswith(("out.weight", "contract.weight")):
+                parameter.normal_(std=solver.joins, generator=random)
+            elif name.endswith(".weight") and parameter.ndim == 2:
                 parameter *= solver.std / EMBEDDING_STD
             if name.endswith(".taps"):
                 parameter[:-1] *= solver.taps

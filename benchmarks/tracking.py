@@ -52,6 +52,14 @@ def gathered(folder: Path) -> dict[str, Any]:
     return {"date": today, "machine": described(), "outcomes": [one for one in found if one is not None]}
 
 
+def keep(summary: dict[str, Any]) -> None:
+    """Write the summary, a line for each outcome."""
+    *facts, (name, outcomes) = summary.items()
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}," for key, value in facts]
+    rows = ",\n".join(json.dumps(outcome) for outcome in outcomes)
+    SUMMARY.write_text("\n".join(["{", *lines, f"{json.dumps(name)}: [", rows, "]", "}"]) + "\n")
+
+
 def solve(results: Path, count: int) -> int:
     """Do all jobs, so many side by side, held against a second start; 1 where one failed."""
     with solorun.hold(results) as run:
@@ -65,7 +73,7 @@ def solve(results: Path, count: int) -> int:
         crew = Crew(lambda: wanted(folder, JOBS), count, folder, lambda: run.should_stop, run.beat, say)
         say(f"{len(list(wanted(folder, JOBS)))} of {len(JOBS)} jobs to do")
         failed = crew.work()
-        SUMMARY.write_text(json.dumps(gathered(folder), indent=1) + "\n")
+        keep(gathered(folder))
     return 1 if failed else 0
 
 

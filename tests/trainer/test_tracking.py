@@ -170,6 +170,20 @@ def test_a_convolution_without_earlier_taps_begins_as_the_identity() -> None:
     torch.testing.assert_close(half, (plain + identity) / 2)
 
 
+def test_what_writes_into_the_residual_stream_begins_at_0_or_as_asked() -> None:
+    for joins in (0.0, 0.05):
+        block = solving.made(replace(QUICK, joins=joins), PUZZLES["parity"], 0).blocks[0]
+        for weight in (block.mix.out.weight, block.ffn.contract.weight):
+            assert weight.std().item() == pytest.approx(joins, rel=0.2)
+
+
+def test_the_summary_comes_back_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SUMMARY", tmp_path / "tracking.json")
+    for kept in (summary(1.0), {**summary(1.0), "outcomes": []}):
+        tracking.keep(kept)
+        assert json.loads(tracking.SUMMARY.read_text()) == kept
+
+
 def test_jobs_have_names_of_their_own_and_three_seeds() -> None:
     assert len({job.name for job in JOBS}) == len(JOBS)
     assert len(SEEDS) == 3
