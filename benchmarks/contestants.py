@@ -99,15 +99,15 @@ _SHORT = tuple(
 
 PLAYS = (
     Contestant(
-        "plays-gpt", "GPT", "gpt", {"hidden": 256, "layers": 4, "heads": 4, "positions": 256}, (7.5e-4, 1.5e-3, 3e-3),
+        "plays-gpt", "GPT", "gpt", {"hidden": 256, "layers": 4, "heads": 4, "positions": 256}, (3e-3,),
         kind="plays", length=256,
     ),
     Contestant(
-        "plays-v4", "v4", "v4", {"hidden": 256, "layers": 4, "oscillators": 128}, (1.5e-3, 3e-3, 6e-3), kind="plays",
+        "plays-v4", "v4", "v4", {"hidden": 256, "layers": 4, "oscillators": 128}, (3.5e-3,), kind="plays",
         length=256,
     ),
 )  # fmt: skip
-"""On the embedded plays; their steps follow from the CPU seconds they are given."""
+"""On the embedded plays, at the rates that were best at half the width, halved; steps follow from the CPU seconds."""
 
 
 def contestants(speeds: Mapping[str, float], steps: int = STEPS) -> tuple[Contestant, ...]:

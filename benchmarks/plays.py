@@ -41,8 +41,12 @@ _SEED = 1
 
 
 def tasks(folder: Path, seconds: float) -> Iterator[Task]:
-    """What can be done now: each rate for a while, then the best one for all the time."""
+    """What can be done now: each of several rates for a while, then the best one for all the time."""
     for contestant in PLAYS:
+        if len(contestant.rates) == 1:
+            if _told(folder / f"{_name(contestant, contestant.rates[0], seconds)}.json") is None:
+                yield _task(contestant, contestant.rates[0], seconds, folder)
+            continue
         tried = {rate: _told(folder / f"{_name(contestant, rate, seconds / _TUNES)}.json") for rate in contestant.rates}
         missing = [rate for rate, told in tried.items() if told is None]
         for rate in missing:

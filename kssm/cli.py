@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import solorun
 from kssm import flags
@@ -75,20 +76,31 @@ def _train(arguments: argparse.Namespace) -> int:
     launch = launched(os.environ)
     if launch is None:
         return _lead(arguments, None)
-    if launch.rank:
-        return _follow(arguments, launch)
+    code = _follow(arguments, launch) if launch.rank else _lead_others(arguments, launch)
+    return _leave(code) if code and launch.world > 1 else code
+
+
+def _lead_others(arguments: argparse.Namespace, launch: Launch) -> int:
+    """Be rank 0, and tell the other ranks and the launcher how it ended."""
     code, stopped = 1, False
     try:
         code = _told(lambda: _lead(arguments, launch))
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
         stopped = code > 128
-        raise
     finally:
         if launch.world > 1:
             _send_home(launch, code)
         launch.end_launcher(code, stopped=stopped)
     return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: threads of a group that fell apart may still wait for a rank, and C++ aborts where one is left."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _send_home(launch: Launch, code: int) -> None:
