@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.contestants import LENGTH, LONG, SEEDS, STEPS, TUNING_PART
+from benchmarks.contestants import FAST_ENOUGH, LENGTH, LONG, SEEDS, STEPS, TUNING_PART
 from benchmarks.models_drawings import drawings
 from benchmarks.summary import Standing, Summary
 
@@ -131,20 +131,20 @@ def _soonest(summary: Summary) -> str:
 
 
 def _seconds(summary: Summary) -> str:
-    """The models again with as many steps as the GPT's CPU seconds allow; those as fast as the GPT as they are."""
+    """The models within the GPT's CPU seconds: slower ones with fewer steps, others as they are."""
     own = {one.name.removesuffix("-seconds"): one for one in summary.of_kind("seconds") if one.runs}
     rows = []
     for main in summary.of_kind("main"):
         one = own.get(main.name)
         as_fast = main.name == "gpt" or (
-            main.name in summary.speeds and abs(summary.speeds[main.name]["ratio"] - 1) <= 0.03
+            main.name in summary.speeds and summary.speeds[main.name]["ratio"] >= FAST_ENOUGH
         )
         one = main if one is None and as_fast and main.runs else one
         if one is not None:
             long = _mean(one.losses("long"))
             rows.append((main.title, f"{one.steps:,}", _mean(one.losses()), _seeds(one.losses()), long, _cpu(one)))
     heads = ("model", "steps", f"loss, blocks of {LENGTH}", "seeds", f"blocks of {LONG:,}", "CPU s")
-    return _markdown("### Equal parameters, equal CPU seconds", heads, rows) if len(rows) > 1 else ""
+    return _markdown("### Equal parameters, no more CPU seconds than the GPT", heads, rows) if len(rows) > 1 else ""
 
 
 def _long(summary: Summary) -> str:
