@@ -40,15 +40,14 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return directory
 
 
-def test_twenty_kills_at_random_moments_change_no_bit_of_the_final_weights(
+def test_kills_at_random_moments_change_no_bit_of_the_final_weights(
     trainers: Trainers, unbroken: Path, tmp_path: Path
 ) -> None:
-    seed = 20
-    moments = random.Random(seed)
+    moments = random.Random(20)
     kills = 0
-    for _ in range(20):
+    for _ in range(6):  # many more, of trainers that are forked and not executed: tests/faults/saving.py
         process = trainers.start(*FLAGS, "--output-dir", str(tmp_path))
-        if kills % 4:  # most kills fall on training, some on start-up
+        if kills % 3:  # most kills fall on training, some on start-up
             until(lambda process=process: _trains(tmp_path, process), 60)
         time.sleep(moments.uniform(0.0, 0.25))  # the random moment itself
         if process.poll() is not None:
@@ -59,7 +58,7 @@ def test_twenty_kills_at_random_moments_change_no_bit_of_the_final_weights(
     last = trainers.start(*FLAGS, "--output-dir", str(tmp_path))
     output, _ = last.communicate(timeout=240)
     assert last.returncode == 0, output
-    assert kills == 20
+    assert kills == 6
     expected, found = weights(unbroken), weights(tmp_path)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -1,0 +1,117 @@
+"""All attacks in their long form: prints the seed and what was counted, writes the counts into docs/guarantees.md.
+
+    python3 -m benchmarks.torture                      every attack, one after the other: some hours
+    python3 -m benchmarks.torture saving --seed 7      one of them, as it was seen to fail
+    python3 -m benchmarks.torture --share 0.01         a hundredth of each, to try it out; nothing is written
+    python3 -m benchmarks.torture --page-only          attacks nothing, writes the page from the counts there are
+
+An attack is a module of `tests/faults`; what it does and what must be true afterwards stands there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.machine import described
+from tests.faults.tally import Tally
+
+ATTACKS = ("fighting", "saving", "endurance")
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS, DOCUMENT = ROOT / "benchmarks/results/torture.json", ROOT / "docs/guarantees.md"
+BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """One attack in its long form: what it counted, with which seed, when, for how many seconds, on what."""
+
+    tally: Tally
+    seed: int
+    date: str
+    seconds: int
+    commit: str
+    machine: str
+
+
+def attacked(name: str, seed: int, share: float) -> Counted:
+    """Carry one attack out."""
+    began = time.monotonic()
+    tally: Tally = importlib.import_module(f"tests.faults.{name}").attack(seed, share)
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    return Counted(tally, seed, today, round(time.monotonic() - began), _commit(), described())
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=7"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "no commit"
+
+
+def kept() -> dict[str, Counted]:
+    """The counts of the last long form of each attack."""
+    if not COUNTS.exists():
+        return {}
+    facts = json.loads(COUNTS.read_text())
+    return {name: Counted(**{**one, "tally": Tally(**one["tally"])}) for name, one in facts.items()}
+
+
+def counted(everything: Mapping[str, Counted]) -> str:
+    """All counts as Markdown."""
+    lines = ["", "| attack | cases | counted beside | failures | seed, commit, day, time |", "|---|---|---|---|---|"]
+    for name in sorted(everything, key=_place):
+        one = everything[name]
+        facts = ", ".join(f"{number:,} {what}" for what, number in one.tally.facts.items())
+        where = f"{one.seed}, {one.commit}, {one.date}, {one.seconds / 60:.0f} min"
+        lines.append(f"| `{name}` | {one.tally.cases:,} | {facts} | {len(one.tally.failures)} | {where} |")
+    machines = sorted({one.machine for one in everything.values()})
+    return "\n".join([*lines, "", *(f"Machine: {machine}." for machine in machines), "", ""])
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (ATTACKS.index(name) if name in ATTACKS else len(ATTACKS), name)
+
+
+def renewed(document: str, counts: str) -> str:
+    """The document with what is between the marks replaced; raises ValueError where a mark is missing."""
+    before, _, rest = document.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"{DOCUMENT} lacks its marks {BEGIN.strip()} and {END.strip()}")
+    return before + BEGIN + counts + END + after
+
+
+def main() -> int:
+    """Attack; 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(description="Attack every promise.")
+    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"of {', '.join(ATTACKS)}; default: all")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--share", type=float, default=1.0, help="of the long form; less than 1 is only printed")
+    parser.add_argument("--page-only", action="store_true")
+    said = parser.parse_args()
+    if unknown := set(said.attacks) - set(ATTACKS):
+        parser.error(f"no attack has the name {', '.join(sorted(unknown))}; there are {', '.join(ATTACKS)}")
+    broken = False
+    for name in () if said.page_only else said.attacks or ATTACKS:
+        print(f"{name}: seed {said.seed}", flush=True)
+        one = attacked(name, said.seed, said.share)
+        print(f"{one.tally} ({one.seconds} s)", flush=True)
+        broken |= bool(one.tally.failures)
+        if said.share >= 1:
+            COUNTS.write_text(json.dumps({n: asdict(c) for n, c in (kept() | {name: one}).items()}, indent=1) + "\n")
+    if said.page_only or said.share >= 1:
+        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), counted(kept())))
+    return int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
