@@ -104,10 +104,12 @@ class Results:
 
     Args:
         folder: with a JSON file per job; need not be there.
+        kept: losses by rate that are known although their jobs are gone, by contestant.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: Mapping[str, Mapping[float, float]] | None = None) -> None:
         self.folder = folder
+        self._kept = kept or {}
         self._read: dict[str, Outcome] = {}
 
     def path(self, name: str) -> Path:
@@ -132,7 +134,7 @@ class Results:
 
     def grid(self, contestant: Contestant) -> dict[float, float]:
         """The loss at each rate tried so far."""
-        tried: dict[float, float] = {}
+        tried = dict(self._kept.get(contestant.name, {}))
         while waiting := [rate for rate in rates_to_try(contestant.rates, tried) if rate not in tried]:
             found = {rate: self.of(Job(tuning(contestant), rate, TUNING_SEED)) for rate in waiting}
             told = {rate: outcome.loss for rate, outcome in found.items() if outcome is not None}

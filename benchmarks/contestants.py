@@ -86,6 +86,7 @@ _OTHERWISE = replace(V4, kind="long", like="v4", rates=())
 _LONG = (
     replace(_OTHERWISE, name="v4-256", title="v4, 3 texts of 256", rows=3, length=256),
     replace(_OTHERWISE, name="v4-768", title="v4, 1 text of 768", rows=1, length=768),
+    replace(_OTHERWISE, name="v4-1024", title="v4, 1 text of 1,024", rows=1, length=1_024, steps=1_500),
     replace(_OTHERWISE, name="v4-carried", title="v4, 12 texts of 64, state carried", carried=True),
     replace(
         _OTHERWISE, name="v4-256-carried", title="v4, 3 texts of 256, state carried", rows=3, length=256, carried=True

@@ -1,6 +1,7 @@
 """The comparison of language models: trains everyone, keeps what came of it, writes docs/models.md.
 
     python3 -m benchmarks.models --text FILE [--jobs 2]      an hour or two; goes on where it was left
+    python3 -m benchmarks.models --text FILE --add --only v4-1024      one more, beside what models.json has
     python3 -m benchmarks.models --page-only                 trains nothing, writes the page from what there is
     python3 -m benchmarks.models --text FILE --steps 20      all runs a hundredth as long, to try it out; no page
     python3 -m benchmarks.models --plays --cpu-seconds 3600  v4 and a GPT on the embedded plays, an hour each
@@ -31,12 +32,15 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 PLAYS = RESULTS / "models-plays"
 
 
-def tasks(folder: Path, text: Path, steps: int, only: list[str]) -> Callable[[], Iterator[Task]]:
+def tasks(
+    folder: Path, text: Path, steps: int, only: list[str], kept: Summary | None = None
+) -> Callable[[], Iterator[Task]]:
     """What can be done now, the most wanted first: speeds, which tell some lengths, and trainings."""
-    results = Results(folder)
+    results = Results(folder, kept.grids() if kept else None)
 
     def now() -> Iterator[Task]:
-        known = {name: told["ratio"] for name, told in measured_speeds(folder).items()}
+        measured = {name: told["ratio"] for name, told in measured_speeds(folder).items()}
+        known = {**(kept.ratios() if kept else {}), **measured}
         everyone = contestants(known, steps)
         chosen = [one for one in everyone if not only or one.name in only or one.like in only]
         for one in chosen:
@@ -60,8 +64,11 @@ def _task(module: str, name: str, words: tuple[str, ...], text: Path, folder: Pa
 def train(said: argparse.Namespace) -> int:
     """Train all that is wanted, tell and keep what there is; the exit status."""
     text, folder = characters.read(said.text), _folder(said)
-    code = _work(folder, tasks(folder / "jobs", said.text.resolve(), said.steps, said.only), said.jobs)
-    summary = gathered(folder / "jobs", _about(text), counted(text), plays.told(PLAYS / "jobs"), said.steps)
+    kept = Summary.read(SUMMARY) if said.add else None
+    code = _work(folder, tasks(folder / "jobs", said.text.resolve(), said.steps, said.only, kept), said.jobs)
+    played = plays.told(PLAYS / "jobs") or (kept.plays if kept else ())
+    ngrams = kept.ngrams if kept else counted(text)
+    summary = gathered(folder / "jobs", _about(text), ngrams, played, said.steps, kept)
     print(table(summary))
     if said.steps == STEPS:
         _keep(summary)
@@ -130,11 +137,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a whole run; fewer to try it out")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these contestants alone")
+    parser.add_argument("--add", action="store_true", help="keep what models.json has of those who have no job here")
     parser.add_argument("--page-only", action="store_true", help="train nothing, write the page")
     parser.add_argument("--plays", action="store_true", help="v4 and a GPT on the embedded plays")
     parser.add_argument("--cpu-seconds", type=float, default=3600, help="of each of the plays' two models")
     said = parser.parse_args()
-    if unknown := set(said.only) - {one.name for one in contestants({})}:
+    ratios = Summary.read(SUMMARY).ratios() if said.add else {}
+    if unknown := set(said.only) - {one.name for one in contestants(ratios)}:
         parser.error(f"nobody is called {', '.join(sorted(unknown))}; see benchmarks/contestants.py")
     return said
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -136,19 +137,43 @@ class Summary:
     def of_kind(self, kind: str) -> list[Standing]:
         return [one for one in self.standings if one.kind == kind]
 
+    def grids(self) -> dict[str, dict[float, float]]:
+        """The loss at each rate tried, by contestant; infinite where training broke."""
+        return {
+            one.name: {rate: math.inf if loss is None else loss for rate, loss in one.grid} for one in self.standings
+        }
+
+    def ratios(self) -> dict[str, float]:
+        """Tokens per CPU second against the GPT's, by contestant."""
+        return {name: told["ratio"] for name, told in self.speeds.items()}
+
 
 def gathered(
-    folder: Path, text: Mapping[str, Any], ngrams: Sequence[Found], plays: Sequence[Mapping[str, Any]], steps: int
+    folder: Path,
+    text: Mapping[str, Any],
+    ngrams: Sequence[Found],
+    plays: Sequence[Mapping[str, Any]],
+    steps: int,
+    kept: Summary | None = None,
 ) -> Summary:
-    """The summary of the jobs that are finished."""
-    results, speeds = Results(folder), measured_speeds(folder)
+    """The summary of the jobs that are finished, and of what is kept of others whose jobs are gone."""
+    results = Results(folder, kept.grids() if kept else None)
+    speeds = {**(kept.speeds if kept else {}), **measured_speeds(folder)}
     everyone = contestants({name: told["ratio"] for name, told in speeds.items()}, steps)
     pace = Pace(speeds)
-    standings = [found for one in everyone if (found := _standing(one, everyone, results, pace))]
+    standings = [
+        found for one in everyone
+        if (found := _fuller(_standing(one, everyone, results, pace), kept and kept.named(one.name)))
+    ]  # fmt: skip
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     trained_on = " and on ".join(sorted(results.machines())) or described()
-    machine = f"trained on one thread each on {trained_on}; speeds measured on {described()}"
+    told = f"trained on one thread each on {trained_on}; speeds measured on {described()}"
+    machine = kept.machine if kept else told
     return Summary(today, machine, text, tuple(ngrams), tuple(standings), speeds, tuple(plays))
+
+
+def _fuller(found: Standing | None, kept: Standing | None) -> Standing | None:
+    return max((one for one in (kept, found) if one), key=lambda one: len(one.runs), default=None)
 
 
 class Pace:

@@ -19,40 +19,32 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kssm.config import ReadoutName
-from kssm.errors import BadUsage
+from kssm.makers import Makers
 from kssm.readout_maker import Readout, furthest_off
 from kssm.readout_metal import MetalReadout
 from kssm.readout_native import NativeReadout
 from kssm.readout_portable import PortableReadout
-from kssm.trial import Unavailable, tried
-
-_FASTEST: dict[str, ReadoutName] = {"cpu": "native", "cuda": "triton", "mps": "metal"}
-_PORTABLE = PortableReadout()
-_in_use: dict[str, Readout] = {}
+from kssm.trial import Unavailable
 
 
-def choose(device: str, name: ReadoutName = "auto") -> tuple[Readout, str]:
-    """Choose who computes the readout on a device, for the whole process.
-
-    Args:
-        device: type of the device: cpu, cuda, mps.
-        name: auto takes the fastest that works here.
-
-    Returns:
-        The readout, and why it is not a faster one: a line for people, or nothing.
-
-    Raises:
-        BadUsage: the one that was named does not work here.
-    """
-    found, why = _find(device, name)
-    _in_use[device] = found
-    return found, why
+def _triton() -> Readout:
+    try:
+        from kssm.readout_triton import TritonReadout  # torch's builds for CUDA bring triton, others do not
+    except ImportError as error:
+        raise Unavailable(f"the triton kernel needs triton ({error})") from None
+    return TritonReadout()
 
 
-def chosen(device: str) -> Readout:
-    """Who computes the readout of float32 phases on a type of device; the fastest, where nobody chose."""
-    return _in_use[device] if device in _in_use else choose(device)[0]
+_MAKERS: Makers[Readout] = Makers(
+    "--readout",
+    {"portable": PortableReadout()},
+    {
+        "cpu": ("native", lambda: NativeReadout(), lambda made: furthest_off(made, "cpu")),
+        "cuda": ("triton", _triton, lambda made: furthest_off(made, "cuda")),
+        "mps": ("metal", lambda: MetalReadout(), lambda made: furthest_off(made, "mps")),
+    },
+)
+choose, chosen = _MAKERS.choose, _MAKERS.chosen
 
 
 def order_parameters(theta_XN: Tensor, H: int) -> Tensor:
@@ -62,41 +54,10 @@ def order_parameters(theta_XN: Tensor, H: int) -> Tensor:
     return readings_MF.view(*theta_XN.shape[:-1], 3 * H)
 
 
-def _find(device: str, name: ReadoutName) -> tuple[Readout, str]:
-    kind = _FASTEST.get(device, "portable") if name == "auto" else name
-    if kind == "portable":
-        return _PORTABLE, ""
-    try:
-        if kind != _FASTEST.get(device):
-            raise Unavailable(_for_another(kind, device))
-        return tried(kind, lambda: _made(kind), lambda made: furthest_off(made, device)), ""
-    except Unavailable as error:
-        if name == "auto":
-            return _PORTABLE, str(error)
-        raise BadUsage(f"--readout {name}: {error}", "leave --readout out to choose the fastest that works") from None
-
-
-def _made(kind: str) -> Readout:
-    if kind == "native":
-        return NativeReadout()
-    if kind == "metal":
-        return MetalReadout()
-    try:
-        from kssm.readout_triton import TritonReadout  # torch's builds for CUDA bring triton, others do not
-    except ImportError as error:
-        raise Unavailable(f"the triton kernel needs triton ({error})") from None
-    return TritonReadout()
-
-
-def _for_another(kind: str, device: str) -> str:
-    home = next(each for each, fastest in _FASTEST.items() if fastest == kind)
-    return f"the {kind} kernel is for {'the CPU' if home == 'cpu' else home}, and the device is {device}"
-
-
 class _OrderParameters(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, theta_MN: Tensor, H: int) -> Tensor:
-        ctx.readout = chosen(theta_MN.device.type) if theta_MN.dtype == torch.float32 else _PORTABLE
+        ctx.readout = chosen(theta_MN.device.type) if theta_MN.dtype == torch.float32 else _MAKERS.portable
         readings_MF: Tensor = ctx.readout.forward(theta_MN, H)
         ctx.save_for_backward(theta_MN, readings_MF)
         return readings_MF

@@ -25,41 +25,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kssm.config import ScanName
-from kssm.errors import BadUsage
+from kssm.makers import Makers
 from kssm.scan_chunked import ChunkedScan
 from kssm.scan_loop import LoopScan
 from kssm.scan_maker import Scan, Scanned, ScanShape
 from kssm.scan_native import NativeScan
 from kssm.scan_trial import furthest_off
-from kssm.trial import Unavailable, tried
 
-_ANYWHERE: dict[ScanName, Scan] = {"loop": LoopScan(), "chunked": ChunkedScan()}  # any device, any float type
-_PORTABLE: ScanName = "chunked"  # the fastest of them
-_in_use: dict[str, Scan] = {}
-
-
-def choose(device: str, name: ScanName = "auto") -> tuple[Scan, str]:
-    """Choose who computes the scan on a device, for the whole process.
-
-    Args:
-        device: type of the device: cpu, cuda, mps.
-        name: auto takes the fastest that works here.
-
-    Returns:
-        The scan, and why it is not a faster one: a line for people, or nothing.
-
-    Raises:
-        BadUsage: the one that was named does not work here.
-    """
-    found, why = _find(device, name)
-    _in_use[device] = found
-    return found, why
-
-
-def chosen(device: str) -> Scan:
-    """Who computes the scan of float32 inputs on a type of device; the fastest, where nobody chose."""
-    return _in_use[device] if device in _in_use else choose(device)[0]
+_MAKERS: Makers[Scan] = Makers(
+    "--scan",
+    {"chunked": ChunkedScan(), "loop": LoopScan()},  # of any float type too
+    {"cpu": ("native", lambda: NativeScan(), lambda made: furthest_off(made, "cpu"))},
+)
+choose, chosen = _MAKERS.choose, _MAKERS.chosen
 
 
 def coupled_scan(p_BSP: Tensor, beta_N: Tensor, omega_N: Tensor, start_BF: Tensor, shape: ScanShape) -> Scanned:
@@ -79,21 +57,6 @@ def coupled_scan(p_BSP: Tensor, beta_N: Tensor, omega_N: Tensor, start_BF: Tenso
     return Scanned(*_CoupledScan.apply(*inputs, shape))  # type: ignore[no-untyped-call]
 
 
-def _find(device: str, name: ScanName) -> tuple[Scan, str]:
-    fastest: ScanName = "native" if device == "cpu" else _PORTABLE
-    kind = fastest if name == "auto" else name
-    if kind in _ANYWHERE:
-        return _ANYWHERE[kind], ""
-    try:
-        if device != "cpu":
-            raise Unavailable(f"the native kernel is for the CPU, and the device is {device}")
-        return tried(kind, NativeScan, lambda made: furthest_off(made, device)), ""
-    except Unavailable as error:
-        if name == "auto":
-            return _ANYWHERE[_PORTABLE], str(error)
-        raise BadUsage(f"--scan {name}: {error}", "leave --scan out to choose the fastest that works") from None
-
-
 class _CoupledScan(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -101,7 +64,7 @@ class _CoupledScan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = p_BSP, beta_N, omega_N, start_BF
         single = all(tensor.dtype == torch.float32 for tensor in inputs)  # a kernel would read others as such
-        ctx.scan = chosen(p_BSP.device.type) if single else _ANYWHERE[_PORTABLE]
+        ctx.scan = chosen(p_BSP.device.type) if single else _MAKERS.portable
         ctx.shape = shape
         found: Scanned = ctx.scan.forward(p_BSP, beta_N, omega_N, start_BF, shape)
         ctx.save_for_backward(p_BSP, beta_N, omega_N, start_BF, found.z_BSF)

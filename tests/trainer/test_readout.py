@@ -33,7 +33,7 @@ FORMS = {made.name: made for made in forms_until_refused()}
 
 @pytest.fixture(params=["portable", *FORMS])
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(readout._in_use, "cpu", FORMS.get(request.param, PortableReadout()))
+    monkeypatch.setitem(readout._MAKERS.in_use, "cpu", FORMS.get(request.param, PortableReadout()))
     return request.param
 
 

@@ -129,7 +129,7 @@ def triton() -> Iterator[Readout]:
 @pytest.fixture(params=["triton", "metal"])
 def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Readout:
     made: Readout = request.getfixturevalue(request.param)
-    monkeypatch.setitem(readout._in_use, "cpu", made)
+    monkeypatch.setitem(readout._MAKERS.in_use, "cpu", made)
     return made
 
 
@@ -197,7 +197,7 @@ def test_a_kernel_passes_its_own_trial(maker: Readout) -> None:
 def test_without_triton_cuda_gets_the_portable_form_and_says_why(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "kssm.readout_triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(readout._in_use, "cuda", raising=False)
+    monkeypatch.delitem(readout._MAKERS.in_use, "cuda", raising=False)
     found, why = readout.choose("cuda")
     assert isinstance(found, PortableReadout)
     assert why.startswith("the triton kernel needs triton (")
@@ -210,7 +210,7 @@ def test_a_shader_that_does_not_compile_leaves_mps_the_portable_form(monkeypatch
         raise SyntaxError("program_source:9:1: error: no\nand much more")
 
     monkeypatch.setattr(torch.mps, "compile_shader", compile_shader)
-    monkeypatch.delitem(readout._in_use, "mps", raising=False)
+    monkeypatch.delitem(readout._MAKERS.in_use, "mps", raising=False)
     found, why = readout.choose("mps")
     assert isinstance(found, PortableReadout)
     assert why == "the metal kernel fails here: SyntaxError: program_source:9:1: error: no"

@@ -186,7 +186,7 @@ def test_inputs_that_a_switch_leaves_unread_may_be_no_numbers(made: NativeScan) 
 
 
 def test_nothing_is_kept_but_the_inputs_and_the_states(made: NativeScan, monkeypatch) -> None:
-    monkeypatch.setitem(scan._in_use, "cpu", made)
+    monkeypatch.setitem(scan._MAKERS.in_use, "cpu", made)
     kept: list[int] = []
     given = [tensor.requires_grad_() for tensor in inputs(SIXTEENS)]
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
@@ -198,7 +198,7 @@ def test_without_a_built_kernel_another_form_takes_over_and_says_why(tmp_path, m
     monkeypatch.setattr("kssm.scan.NativeScan", lambda: NativeScan(tmp_path))
     try:
         found, why = scan.choose("cpu")
-        assert found is scan._ANYWHERE[scan._PORTABLE]
+        assert found is scan._MAKERS.portable
         assert "was not built" in why
         with pytest.raises(BadUsage, match="--scan native: the native kernel was not built"):
             scan.choose("cpu", "native")
