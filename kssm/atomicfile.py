@@ -46,6 +46,11 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def lacks_room(error: OSError) -> bool:
+    """Whether the disk, or a quota, is full: what was refused can be done when there is room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 class PrivateFile:
     """A file being written under its private name.
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kssm import tensorfile
-from kssm.atomicfile import clear_dead, reason, remedy, replacing, sync_directory
-from kssm.errors import CheckpointError
+from kssm.atomicfile import clear_dead, lacks_room, reason, remedy, replacing, sync_directory
+from kssm.errors import CheckpointError, NoRoom
 from kssm.snapshot import Snapshot, SnapshotFacts
 from kssm.tensorfile import Damaged
 
@@ -68,6 +68,7 @@ def save(
         read: called once every byte of the tensors is read, before the disk is waited for.
 
     Raises:
+        NoRoom: disk or quota are full; as below.
         CheckpointError: the disk refused; nothing older is touched and nothing torn is left.
     """
     begin, step = time.perf_counter(), snapshot.facts.state.step
@@ -80,7 +81,8 @@ def save(
             file.require_in_place()  # else the files that would be judged and moved were another directory's
             _move_aside(path, snapshot.facts.own, report)
     except OSError as error:
-        raise CheckpointError(f"cannot save {path}: {reason(error)}", remedy(error)) from error
+        kind = NoRoom if lacks_room(error) else CheckpointError
+        raise kind(f"cannot save {path}: {reason(error)}", remedy(error)) from error
     return Saved(path, digest, step, time.perf_counter() - begin)
 
 

@@ -64,7 +64,8 @@ def _told(run: Callable[[], int]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"kssm: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where the output is on the full disk too, the exit code still tells
+        print(f"kssm: {text}", file=sys.stderr, flush=True)
     return code
 
 

@@ -33,6 +33,10 @@ class CheckpointError(KssmError):
     """A checkpoint that is missing, torn or of another format."""
 
 
+class NoRoom(CheckpointError):
+    """A checkpoint that the disk, or a quota, has no room for: it can be written when there is."""
+
+
 class CheckpointMismatch(KssmError):
     """A sound checkpoint of another model, configuration or corpus."""
 

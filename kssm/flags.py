@@ -8,7 +8,10 @@ from typing import Any, get_args
 
 from kssm.asked import Asked, Place, settings_of
 from kssm.config import ModelName, ReadoutName, ScanName, train_config
+from kssm.errors import BadUsage
 from kssm.wishes import Wishes
+
+_YEAR_S = 365 * 86400
 
 _TRAINING: dict[str, tuple[type, str]] = {
     "max_steps": (int, "optimizer steps of the whole run"),
@@ -70,6 +73,10 @@ def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
     parser.add_argument("--output-dir", type=_path, help=f"results directory (default results/kssm_{model})")
     _add_device(parser)
     parser.add_argument("--share-accelerator", action="store_true", help="train although another run uses the device")
+    parser.add_argument(
+        "--disk-wait", type=float, default=86400.0, metavar="SECONDS",
+        help="how long a run pauses on a full disk before it ends (default 86400, a day; 0: not at all)",
+    )  # fmt: skip
     if model != "v4":
         parser.add_argument("--published", action="store_true", help="published initial values and noise")
     if model == "v3":
@@ -181,7 +188,16 @@ def wishes(arguments: argparse.Namespace) -> Wishes:
         scan=arguments.scan,
         resume=arguments.resume,
         fresh=arguments.fresh,
+        disk_wait_s=_disk_wait(arguments.disk_wait),
     )
+
+
+def _disk_wait(seconds: float) -> float:
+    if not 0 <= seconds <= _YEAR_S:  # a NaN is neither
+        raise BadUsage(
+            f"--disk-wait is {seconds:g}; it counts seconds, from 0 to {_YEAR_S} (a year)", "write, for example, 3600"
+        )
+    return seconds
 
 
 def asked(arguments: argparse.Namespace) -> Asked:

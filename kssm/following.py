@@ -37,6 +37,7 @@ class Brief:
         compute: device and precision of rank 0.
         readout: who computes v3's readout.
         scan: who computes v4's scan.
+        disk_wait_s: how long rank 0 waits for room on a full disk.
     """
 
     plan: Plan
@@ -48,6 +49,7 @@ class Brief:
     compute: Compute
     readout: ReadoutName
     scan: ScanName
+    disk_wait_s: float
 
 
 def follow(launch: Launch, cache_dir: Path, run: Stoppable) -> int:
@@ -71,7 +73,7 @@ def follow(launch: Launch, cache_dir: Path, run: Stoppable) -> int:
     prepare_cpu()
     compute = ranks.own_device(launch, choose(word.compute.device.type, word.compute.precision))
     kernels.choose(word.plan.model, compute, word.readout, word.scan)
-    group = Ranks(launch, store, compute.device)
+    group = Ranks(launch, store, compute.device, word.disk_wait_s)
     try:
         corpus = _corpus(word, group, cache_dir, run)
         _steps(_stepper(word, corpus, compute, group, run), word, group, run)

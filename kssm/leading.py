@@ -67,4 +67,4 @@ def form(launch: Launch, word: Brief, run: Stoppable) -> Ranks:
     store = meeting.meet(launch)
     meeting.say(store, word)
     meeting.gather(store, launch, run)
-    return Ranks(launch, store, word.compute.device)
+    return Ranks(launch, store, word.compute.device, word.disk_wait_s)

@@ -117,12 +117,13 @@ class Loop:
         self.saves = saves
         self.ranks = ranks
         self._held_out_rows = config.batch_size
+        self._before_verdict = state
 
     def run(self) -> bool:
         """Train to the last step. False when a stop was asked for; its state is saved then.
 
         Raises:
-            CheckpointError: the state at the end cannot be saved.
+            CheckpointError: the state at the end cannot be saved, or the disk stays full.
             KssmError: loss or gradient are not finite, or memory is full.
             LostRank, StepFailed: the ranks cannot go on; the last whole step is saved.
         """
@@ -142,11 +143,17 @@ class Loop:
         self.report.end()
         done = self.state.step >= total and self._evaluated()
         if not done:
-            self.report.say(
-                f"TRAINING INTERRUPTED - Saving state... ({self.guard.stop_reason}, step {self.state.step})"
-            )
-        self._save_last()
+            self._say_interrupted()
+        try:
+            self._save_last()
+        except Stopped:  # while its best model waited for room; who resumes evaluates again
+            if done:
+                self._say_interrupted()
+            return False
         return done
+
+    def _say_interrupted(self) -> None:
+        self.report.say(f"TRAINING INTERRUPTED - Saving state... ({self.guard.stop_reason}, step {self.state.step})")
 
     def _go_on(self, total: int) -> None:
         try:
@@ -172,10 +179,10 @@ class Loop:
 
     def _advance(self) -> None:
         result = self.stepper.step(self.state.step)
-        self.saves.look()
         step = self.state.step + 1
         self.state = replace(self.state, step=step, tokens_seen=self.state.tokens_seen + result.tokens)
         self.guard.progress(step, self.config.max_steps)
+        self.saves.look()  # only now, since a full disk has the state of now saved
         self.report.advance(step, f"loss {result.loss:.3f} R {result.order_parameter:.3f}")
         evaluation_due = self._due(self.config.eval_interval)
         if evaluation_due or self._due(self.config.log_interval):
@@ -210,6 +217,7 @@ class Loop:
         ):
             self.report.say(line)
         self.saves.settle()  # only then it is known which loss the best model on the disk has
+        self._before_verdict = self.state
         self.state = replace(self.state, evaluated_step=self.state.step)
         if found.ce < self.state.best_loss:
             if self.state.step:
@@ -271,23 +279,34 @@ class Loop:
         self.state = replace(self.state, best_loss=loss)
 
     def _save_last(self) -> None:
-        self.saves.settle()
+        self.saves.settle(last=True)
         if self.state.step == 0:
             self.report.say("no step was made: there is nothing to save")
-        elif self.state.step == self.saves.saved_step:
+        elif self.state == self.saves.saved:  # not by its step: an evaluation may have been made up for since
             path = checkpoint.checkpoint_path(Path(), self.state.step)
             self.report.say(f"the state at step {self.state.step} is already saved in {path}")
         else:
             self.saves.begin(self._snapshot(best=False))
             self.saves.finish()
 
-    def _snapshot(self, *, best: bool) -> Snapshot:
+    def now(self, owes_best: bool) -> Snapshot:
+        """The state of now, valid until the next update.
+
+        Args:
+            owes_best: as it was before the last evaluation: the best model that it found is not on the disk.
+        """
+        state, before = self.state, self._before_verdict
+        if owes_best:
+            state = replace(state, best_loss=before.best_loss, evaluated_step=before.evaluated_step)
+        return self._snapshot(best=False, state=state)
+
+    def _snapshot(self, *, best: bool, state: TrainState | None = None) -> Snapshot:
         tensors = model_tensors(self.model)
         if not best:  # the best model is for use, not for continuing
             tensors |= optimizer_tensors(self.stepper.optimizer, self.model.named_parameters())
             tensors |= self.stepper.carried.tensors() if self.stepper.carried else {}
         facts = SnapshotFacts(
-            state=self.state,
+            state=state or self.state,
             model=as_facts(self.model_config),
             training=as_facts(self.config),
             corpus_fingerprint=self.origin.corpus.fingerprint,

@@ -68,6 +68,7 @@ class Ranks:
         launch: this process.
         store: where the ranks have met.
         device: that this rank computes on.
+        disk_wait_s: how long rank 0 may wait for room on a full disk, beside all else that it does alone.
 
     Attributes:
         stopped: the exit code of the stop that all have agreed on; 0 until then.
@@ -76,7 +77,7 @@ class Ranks:
         LostRank: another rank did not come.
     """
 
-    def __init__(self, launch: Launch, store: Store, device: torch.device) -> None:
+    def __init__(self, launch: Launch, store: Store, device: torch.device, disk_wait_s: float = 0.0) -> None:
         self.launch = launch
         self.stopped = 0
         if launch.local_world == launch.world and (launch.launcher or _meets_here()):
@@ -89,7 +90,7 @@ class Ranks:
                 timeout=_STEP_WAIT,
             )  # fmt: skip
             # Apart from the gradients: this one may wait for an evaluation, and never makes a GPU wait.
-            self._talk = dist.new_group(backend="gloo", timeout=_WAIT)
+            self._talk = dist.new_group(backend="gloo", timeout=_WAIT + timedelta(seconds=disk_wait_s))
 
     def agree(self, code: int) -> int:
         """Whether anybody wants to stop, asked by all at the same place; once agreed, it stays so.
@@ -113,12 +114,16 @@ class Ranks:
         Raises:
             LostRank: a rank is gone.
         """
-        if self.launch.is_orphaned:
-            run.ask_to_stop(*reason_of_stop(1, self.launch))
+        self.hear(run)
         code = self.agree(run.exit_code)
         if code and not run.should_stop:
             run.ask_to_stop(*reason_of_stop(code, self.launch))
         return bool(code)
+
+    def hear(self, run: Stoppable) -> None:
+        """Ask the run to stop where torchrun is gone, which can no longer end it."""
+        if self.launch.is_orphaned:
+            run.ask_to_stop(*reason_of_stop(1, self.launch))
 
     def anywhere(self, here: bool) -> bool:
         """Whether it is so on any rank.

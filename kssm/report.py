@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from kssm.atomicfile import lacks_room
 from kssm.corpus import Corpus
 from kssm.evaluate import Evaluation
 from kssm.oscillators import zone
@@ -28,9 +29,10 @@ class Report:
         self._terminal = sys.stdout.isatty() if terminal is None else terminal
         self._bar: Any = None
         self._mute = False
+        self._lost = 0
 
     def say(self, line: str) -> None:
-        """A line to the log and the standard output. A terminal that is gone must not end the run."""
+        """A line to the log and the standard output. A terminal that is gone, or a full disk, must not end the run."""
         self._log(line)
         if self._mute:
             return
@@ -38,9 +40,16 @@ class Report:
             if self._bar is not None:
                 self._bar.write(line, file=sys.stdout)
             else:
-                print(line, flush=True)
-        except OSError:
-            self._mute = True
+                self._print(line)
+        except OSError as error:
+            self._mute = not lacks_room(error)  # a full disk costs lines, and may have room for the next ones
+            self._lost += 1
+
+    def _print(self, line: str) -> None:
+        if self._lost:  # the first of them may have been cut in the middle
+            print(f"\nWARNING: {self._lost} lines are missing here: the disk was full", flush=True)
+            self._lost = 0
+        print(line, flush=True)
 
     def begin(self, what: str, unit: str, done: int, total: int) -> None:
         """Draw a bar from `done` on; without a terminal nothing is drawn."""

@@ -8,32 +8,30 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from kssm import checkpoint
 from kssm.checkpoint import Saved
-from kssm.errors import CheckpointError
+from kssm.errors import CheckpointError, NoRoom
+from kssm.pause import Clocked, Pause, State, Task, megabytes
 from kssm.report import Report
-from kssm.snapshot import Snapshot
+from kssm.reserve import MARGIN, Reserve
+from kssm.snapshot import Snapshot, TrainState
 from kssm.writer import Writing, within_reach
 
+_DAY_S = 86400.0
 
-class Witness(Protocol):
+
+class Witness(Clocked, Protocol):
     """What saving needs from whoever guards the run."""
 
     @property
     def directory(self) -> Path:
         """Where the results directory is now."""
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Be in another phase for a while."""
-
-    def event(self, name: str, **facts: Any) -> None:
-        """An event of the journal."""
 
 
 @dataclass(slots=True)
@@ -41,46 +39,79 @@ class _Pending:
     """A save that is not told of yet; `stood_s` is how long the training has stood still for it."""
 
     writing: Writing[Saved]
-    step: int
+    snapshot: Snapshot
     best: bool
     living: bool
     failed: Callable[[], None]
     said: list[str]
-    stood_s: float
+    stood_s: float = 0.0
+    is_fresh: bool = True
+    """Whether the tensors still hold what they held when it began."""
+
+    @property
+    def step(self) -> int:
+        return self.snapshot.facts.state.step
 
 
 class Saves:
     """The saves of one run. Left by an error it sees the save under way through; left at once it gives it up.
+
+    A disk that is full pauses the run: the reserve makes room for the state of now, and nothing is trained on before
+    there is room for the next one.
 
     Args:
         guard: told of phase and events. Its phase is "saving" from the beginning of a write until it is told of,
             beside the training too: a stop waits for that.
         report: lines for people.
         keep: how many of the newest checkpoints stay.
-        saved_step: step of the newest checkpoint so far.
+        now: the state as it is in memory, between two updates; `now(True)` as it was before the evaluation whose best
+            model is not on the disk, so that who resumes it evaluates again.
+        saved: the state of the newest checkpoint so far.
+        disk_wait_s: how long to wait for room on a full disk.
+        hear: called now and then while it is waited for, for what must be noticed beside signals.
 
     Attributes:
-        saved_step: step of the newest checkpoint that is durable.
+        saved: the state of the newest checkpoint that is durable; None without one.
     """
 
-    def __init__(self, guard: Witness, report: Report, keep: int, saved_step: int = 0) -> None:
-        self.saved_step = saved_step
+    def __init__(
+        self,
+        guard: Witness,
+        report: Report,
+        keep: int,
+        now: Callable[[bool], Snapshot],
+        saved: TrainState | None = None,
+        disk_wait_s: float = _DAY_S,
+        hear: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.saved = saved
         self._guard = guard
         self._report = report
         self._keep = keep
+        self._now = now
+        self._pause = Pause(guard, report, disk_wait_s, hear)
         self._pending: _Pending | None = None
         self._phase = contextlib.ExitStack()
+        self._reserve: Reserve | None = None
+        self._had_reserve = self._told_of_reserve = False
 
     def __enter__(self) -> Self:
+        self._reserve = Reserve(self._guard.directory)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or issubclass(kind, Exception):
-            self.settle()
+            try:
+                self._end()
+            except CheckpointError as refused:
+                self._warn(refused, "this save is lost")
         else:
             self._leave()
+        if self._reserve is not None:
+            self._reserve.close()
+        self._reserve = None
 
     @property
     def is_saving(self) -> bool:
@@ -93,14 +124,17 @@ class Saves:
         Args:
             snapshot: of now.
             best: write the best model instead of the step's checkpoint.
-            failed: called when it turns out that the disk refused.
+            failed: called when it turns out that the disk refused, and no more is tried.
+
+        Raises:
+            Stopped, NoRoom: see `settle`, for the save before.
         """
         self.settle()
-        began, step, directory = time.perf_counter(), snapshot.facts.state.step, self._guard.directory
+        began, directory = time.perf_counter(), self._guard.directory
         with contextlib.ExitStack() as phase:
             phase.enter_context(self._guard.phase("saving"))
             if not best:
-                self._guard.event("saving", step=step)
+                self._guard.event("saving", step=snapshot.facts.state.step)
             self._pending = self._begin(directory, snapshot, best, failed)
             self._phase = phase.pop_all()
         self._pending.stood_s = time.perf_counter() - began
@@ -108,23 +142,57 @@ class Saves:
 
     def _begin(self, directory: Path, snapshot: Snapshot, best: bool, failed: Callable[[], None]) -> _Pending:
         tensors, living = within_reach(snapshot.tensors)
-        facts, keep, said = snapshot.facts, self._keep, list[str]()
+        reached, said = Snapshot(tensors, snapshot.facts), list[str]()
 
         def work(between: Callable[[], None], read: Callable[[], None]) -> Saved:
-            try:
-                saved = checkpoint.save(
-                    directory, Snapshot(tensors, facts), best=best, report=said.append, between=between, read=read
-                )
-            except MemoryError as error:  # told within a step it would look like the step's own
-                raise CheckpointError(f"cannot save in {directory}: out of memory", "stop other programs") from error
-            if not best:  # here, since deleting half a gigabyte takes time too
-                said.extend(_prune(directory, keep, facts.lineage, facts.state.step))
+            saved = self._write(directory, reached, best, said, between, read)
+            if not best:  # beside the training, since writing zeros takes time too
+                self._keep_reserve(saved.path, between, said)
             return saved
 
-        return _Pending(Writing(work), facts.state.step, best, living, failed, said, 0.0)
+        return _Pending(Writing(work), reached, best, living, failed, said)
+
+    def _write(
+        self,
+        directory: Path,
+        snapshot: Snapshot,
+        best: bool,
+        said: list[str],
+        between: Callable[[], None] = lambda: None,
+        read: Callable[[], None] = lambda: None,
+    ) -> Saved:
+        """Write a checkpoint, and delete what it makes one too many; speaks to nobody."""
+        facts = snapshot.facts
+        try:
+            saved = checkpoint.save(directory, snapshot, best=best, report=said.append, between=between, read=read)
+        except MemoryError as error:  # told within a step it would look like the step's own
+            raise CheckpointError(f"cannot save in {directory}: out of memory", "stop other programs") from error
+        if not best:  # here, since deleting half a gigabyte takes time too
+            said.extend(_prune(directory, self._keep, facts.lineage, facts.state.step))
+        return saved
+
+    def _keep_reserve(self, path: Path, between: Callable[[], None], said: list[str]) -> None:
+        if self._reserve is None:
+            return
+        size = 0
+        try:
+            size = path.stat().st_size
+            self._reserve.keep(size, between=between)
+            self._had_reserve = True
+        except OSError as error:
+            if not self._told_of_reserve:
+                said.append(
+                    f"WARNING: no reserve of {megabytes(size + MARGIN)} on the disk ({error}): should it fill up, "
+                    "the newest steps wait in memory alone until there is room"
+                )
+            self._told_of_reserve = True
 
     def release(self) -> None:
-        """Return once the tensors may change: every byte of them is read; the disk is not waited for."""
+        """Return once the tensors may change: every byte of them is read; the disk is not waited for.
+
+        Raises:
+            Stopped, NoRoom: see `settle`; the tensors must not change then.
+        """
         pending = self._pending
         if pending is None:
             return
@@ -133,32 +201,60 @@ class Saves:
             pending.writing.wait_read()
             pending.stood_s += time.perf_counter() - began
         self.look()
+        pending.is_fresh = not pending.living
 
     def look(self) -> None:
-        """Tell of a save that has ended; wait for nothing."""
+        """Tell of a save that has ended; wait for nothing but room.
+
+        Raises:
+            Stopped, NoRoom: see `settle`.
+        """
         if self._pending is not None and self._pending.writing.is_over:
             self.settle()
 
-    def settle(self) -> None:
-        """Wait for the save under way, if any, and tell of it.
+    def settle(self, *, last: bool = False) -> None:
+        """Wait for the save under way, if any, and tell of it; called between two updates.
 
-        A disk that refused costs this checkpoint, not the run: older ones stand, and the next is tried.
+        A faulty disk costs this checkpoint, not the run: older ones stand, and the next is tried. A full one pauses
+        the run, with the state of now saved in the reserve's room.
+
+        Args:
+            last: nothing will be trained on, so that only what is not saved yet waits for room.
+
+        Raises:
+            Stopped: a stop was asked for while it waited for room; the state of now is saved.
+            NoRoom: no room came within the limit.
         """
         pending = self._pending
         if pending is None:
             return
         try:
-            self.finish()
+            self._end()
+        except NoRoom as error:
+            self._make_up(pending, error, last=last)
         except CheckpointError as error:
             self._guard.event("save failed", step=pending.step, what=error.what)
-            self._report.say(f"WARNING: {error.what}; training goes on ({error.next_step})")
+            self._warn(error, "training goes on")
 
     def finish(self) -> None:
-        """Wait for the save under way, if any, and tell of it.
+        """Wait for the last save of a run, if any, and tell of it.
 
         Raises:
+            Stopped: see `settle`.
             CheckpointError: the disk refused.
         """
+        pending = self._pending
+        if pending is None:
+            return
+        try:
+            self._end()
+        except NoRoom as error:
+            self._make_up(pending, error, last=True)
+
+    def _warn(self, error: CheckpointError, so: str) -> None:
+        self._report.say(f"WARNING: {error.what}; {so} ({error.next_step})")
+
+    def _end(self) -> None:
         pending = self._pending
         if pending is None:
             return
@@ -167,24 +263,82 @@ class Saves:
         pending.stood_s += time.perf_counter() - began
         self._pending = None
         with self._phase:
-            self._tell(pending)
+            try:
+                saved = pending.writing.result()
+            except NoRoom:
+                raise  # not given up yet
+            except CheckpointError:
+                pending.failed()
+                raise
+            finally:
+                self._say_all(pending.said)
+            self._tell(saved, pending.snapshot, pending.best, pending.stood_s)
 
-    def _tell(self, pending: _Pending) -> None:
-        try:
-            saved = pending.writing.result()
-        except CheckpointError:
-            pending.failed()
-            raise
-        finally:
-            for line in pending.said:
-                self._report.say(line)
-        if not pending.best:
-            self.saved_step = saved.step
+    def _say_all(self, lines: list[str]) -> None:
+        for line in lines:
+            self._report.say(line)
+
+    def _tell(self, saved: Saved, snapshot: Snapshot, best: bool, stood_s: float) -> None:
+        if not best:
+            self.saved = snapshot.facts.state
             self._guard.event("saved", step=saved.step, path=saved.path.name, digest=saved.digest)
         self._report.say(
             f"saved {saved.path.name} at step {saved.step} in {saved.seconds:.2f} s; "
-            f"training stood still for {pending.stood_s:.2f} s"
+            f"training stood still for {stood_s:.2f} s"
         )
+
+    def _make_up(self, failed: _Pending, error: NoRoom, *, last: bool) -> None:
+        """Save the state of now in the reserve's room, then what failed, and wait for room to go on."""
+        reserve = self._reserve = self._reserve or Reserve(self._guard.directory)
+        self._had_reserve |= reserve.free()  # first: the journal needs a little of that room too
+        self._guard.event("save failed", step=failed.step, what=error.what)
+        owed = [failed] if failed.best and failed.is_fresh else []
+        now = self._now(bool(owed))
+        state, needs = now.facts.state, _bytes_of(now)
+        tasks = [Task(partial(self._try, now, False, last), needs)]
+        tasks += [Task(partial(self._try, best.snapshot, True, last), _bytes_of(best.snapshot)) for best in owed]
+        if not last:
+            beside = needs + MARGIN if self._had_reserve else 0
+            tasks.append(Task(partial(self._may_go_on, reserve, needs), needs + beside))
+        try:
+            self._pause.through(tasks, lambda: reserve.room, State(state.step, lambda: self.saved == state), error)
+        except BaseException:
+            failed.failed()
+            raise
+        if failed.best and not owed:
+            failed.failed()
+
+    def _try(self, snapshot: Snapshot, best: bool, last: bool) -> bool:
+        """Write a checkpoint here and now; False where there is no room."""
+        step, said = snapshot.facts.state.step, list[str]()
+        if not best and snapshot.facts.state == self.saved:
+            return True
+        with self._guard.phase("saving"):
+            if not best:
+                self._guard.event("saving", step=step)
+            try:
+                saved = self._write(self._guard.directory, snapshot, best, said)
+            except NoRoom:
+                return False
+            except CheckpointError as error:  # as of any faulty disk
+                if last:
+                    raise
+                self._warn(error, "training goes on")
+                return True
+            finally:
+                self._say_all(said)
+            self._tell(saved, snapshot, best, saved.seconds)
+        return True
+
+    def _may_go_on(self, reserve: Reserve, size: int) -> bool:
+        """Whether there is room for the reserve again, and for the next checkpoint; without one before, for that."""
+        if not self._had_reserve:
+            return reserve.room >= size
+        try:
+            reserve.keep(size, beside=size)
+        except OSError:
+            return False
+        return True
 
     def _leave(self) -> None:
         """Give up what is not yet on the disk."""
@@ -192,6 +346,11 @@ class Saves:
         if pending is not None:
             with self._phase:
                 pending.writing.give_up()
+
+
+def _bytes_of(snapshot: Snapshot) -> int:
+    """About what a snapshot takes on the disk."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values()) + (1 << 16)
 
 
 def _prune(directory: Path, keep: int, lineage: Sequence[str], step: int) -> list[str]:

@@ -103,15 +103,17 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, lau
     if launch is not None and not _is_complete(plan, found):
         micro_batch, step = _micro_batch(plan.training, compute, found), _state(found).step
         word = Brief(
-            plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, wishes.readout, wishes.scan
-        )
+            plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, wishes.readout, wishes.scan,
+            wishes.disk_wait_s,
+        )  # fmt: skip
         with guard.phase("waiting"):
             group = leading.form(launch, word, guard)
-    loop = _assemble(plan, compute, origin, found, guard, report, group)
+    loop = _assemble(plan, compute, origin, found, guard, report, group, wishes.disk_wait_s)
     guard.describe(fingerprint=corpus.fingerprint[:12], parent_run_id=lineage[-2] if len(lineage) > 1 else None)
     if _is_complete(plan, found):
         report.say(f"this run is complete: {loop.state.step} of {plan.training.max_steps} steps are done")
-        return Result(True, loop.state, guard.directory)
+        with loop.saves:  # which takes a killed run's reserve away
+            return Result(True, loop.state, guard.directory)
     guard.event("resumed" if found else "begun", step=loop.state.step)
     guard.enter_phase("training")
     complete = loop.run()
@@ -263,11 +265,16 @@ def _assemble(
     guard: RunGuard,
     report: Report,
     group: Ranks | None,
+    disk_wait_s: float,
 ) -> Loop:
     model = build(plan.model, plan.training.seed).to(compute.device)
     training, tokens = plan.training, origin.corpus.train
     batch = in_order(tokens, training)
-    saves = Saves(guard, report, training.keep, found.snapshot.facts.state.step if found else 0)
+    saves = Saves(
+        guard, report, training.keep, now=lambda owes_best: loop.now(owes_best),
+        saved=_state(found) if found else None, disk_wait_s=disk_wait_s,
+        hear=lambda: group.hear(guard) if group is not None else None,
+    )  # fmt: skip
     stepper = Stepper(
         model, training, compute, batch, log=report.say, should_stop=_asker(guard, group, saves),
         before_update=saves.release, carried=_carried(training, len(tokens)),
@@ -288,7 +295,8 @@ def _assemble(
     if group is not None:
         with guard.phase("waiting"):
             following.share(stepper, group, guard)
-    return Loop(model, stepper, plan.model, training, compute, origin, state, guard, report, saves, group)
+    loop = Loop(model, stepper, plan.model, training, compute, origin, state, guard, report, saves, group)
+    return loop
 
 
 def _carried(training: TrainConfig, tokens: int) -> Carried | None:

@@ -27,6 +27,7 @@ class Wishes:
         scan: who computes the scan of v4's oscillators, as in kssm.scan.
         resume: there must be a checkpoint to continue.
         fresh: archive what is there and start anew.
+        disk_wait_s: how long to wait for room on a full disk before the run ends.
     """
 
     model: ModelName
@@ -41,3 +42,4 @@ class Wishes:
     scan: ScanName = "auto"
     resume: bool = False
     fresh: bool = False
+    disk_wait_s: float = 86400.0

@@ -78,8 +78,8 @@ class Writing(Generic[T]):
         except BaseException as error:  # told to whoever waits, there is nobody else
             self._error = error
         finally:
+            self._over.set()  # first: who waits only for the tensors must know of a failure before it changes them
             self._read.set()
-            self._over.set()
 
     def _require_wanted(self) -> None:
         if self._given_up.is_set():

@@ -10,6 +10,7 @@ from solorun.disk import FLOOR, Room
 from solorun.frozen import dataclass, replace
 from solorun.hang import Busy, Certain, HangVerdict, Strong
 from solorun.memory import Memory, Shortfall
+from solorun.progress import PAUSED
 from solorun.settings import Settings
 from solorun.wording import printable, size
 
@@ -114,13 +115,15 @@ def _memory(seen: Observation, settings: Settings) -> Alert | None:
 
 def _disk(seen: Observation, settings: Settings) -> Alert | None:
     room = seen.room
-    if room is None or not disk.is_low(room, settings):
+    is_paused = seen.phase.startswith(PAUSED)  # also by a quota, which cannot be seen from here
+    if room is None or not (is_paused or disk.is_low(room, settings)):
         return None
     needed = f"the newest has {size(room.checkpoint)}" if room.checkpoint else f"taken to need {size(FLOOR)} each"
     left = f"{size(room.free)} left"
     if room.inodes is not None and room.inodes < disk.INODES:
         left += f" and {room.inodes} files"
-    text = f"disk low: room for {room.checkpoints:.1f} more checkpoints ({left}; {needed})"
+    text = f"room for {room.checkpoints:.1f} more checkpoints ({left}; {needed})"
+    text = f"the run pauses at step {seen.step} until there is room: {text}" if is_paused else f"disk low: {text}"
     return Alert("disk", text, {"free": room.free, "checkpoint": room.checkpoint, "inodes": room.inodes})
 
 

@@ -27,13 +27,20 @@ class LogFile:
         os.set_blocking(self.fd, True)  # the command writes here too, and must not meet EAGAIN
         self.is_stdout = _same_file(self.fd, 1)
         """Under a supervisor the standard output already is the log: what is printed must not be logged again."""
+        self._lost = 0
 
     def write(self, text: str) -> None:
-        """Append a line. A log that cannot be written must not end the run."""
+        """Append a line. A log that cannot be written must not end the run; what it cost is told when it can be."""
+        data = text.encode("utf-8", "replace") + b"\n"
+        if self._lost:  # the first of them may have been cut in the middle
+            data = b"\nsolorun: %d lines are missing here: the log could not be written\n" % self._lost + data
         try:
-            os.write(self.fd, text.encode("utf-8", "replace") + b"\n")
+            if os.write(self.fd, data) == len(data):  # a disk that fills up takes a part
+                self._lost = 0
+                return
         except OSError:
-            return
+            pass
+        self._lost += 1
 
     def remark(self, text: str) -> None:
         """Append a line about the run and leave the log's age as it is: a warning must not make a run look alive."""

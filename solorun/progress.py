@@ -15,6 +15,9 @@ from solorun.frozen import dataclass
 from solorun.rundir import PROGRESS
 
 SIZE = 256
+PAUSED = "paused"
+"""How a phase begins in which a run waits for something: its time is no step's."""
+
 _RECENT = 50
 _FADE = 0.98
 _LONGEST_WORD = 24
@@ -29,7 +32,7 @@ class Progress:
 
     Args:
         run_id: which run.
-        phase: starting, tokenizing, training, evaluating, sampling, saving, stopping ...
+        phase: starting, tokenizing, training, evaluating, sampling, saving, stopping, paused: disk full ...
         step: steps done.
         total: steps wanted, 0 when not known.
         time: of the last beat, seconds since the epoch.
@@ -137,6 +140,8 @@ class Heartbeat:
         if phase == self.phase:
             self._slowest = longest
         self._longest[phase] = longest
+        if phase.startswith(PAUSED):  # else the pace would be hours a step after a night on a full disk
+            self._last_step_at += lasted_s
 
     def beat(self) -> None:
         """Say that the run is alive within a long phase."""

@@ -77,7 +77,7 @@ def doing(row: dict[str, Any]) -> Iterator[str]:
     if row.get("pid") is None or row.get("state") in ("idle", "stale"):
         return
     if row.get("phase"):
-        yield printable(str(row["phase"]))
+        yield printable(str(row["phase"]).replace("-", " "))  # the heartbeat has no room for blanks
     if row.get("step_age_s") is not None:
         yield f"last step {ago(row['step_age_s'])} ago"
     if row.get("checkpoint") is not None and row.get("checkpoint_age_s") is not None:

@@ -27,6 +27,7 @@ WELL = Observation(
     room=WIDE,
 )
 SHORT = Shortfall("saving", growth=6 * GIB, available=4 * GIB, resident=20 * GIB)
+ROOMY = "room for 100.0 more checkpoints (100 GiB left; the newest has 1.0 GiB)"
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -112,6 +113,10 @@ def test_a_warning_is_told_once_until_it_has_passed_by_a_margin(
         (
             {"room": replace(WIDE, inodes=3)},
             "disk low: room for 100.0 more checkpoints (100 GiB left and 3 files; the newest has 1.0 GiB)",
+        ),
+        (
+            {"phase": "paused:-disk-full"},  # by a quota: the disk itself has room
+            f"the run pauses at step 12 until there is room: {ROOMY}",
         ),
     ],
 )

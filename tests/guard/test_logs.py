@@ -198,6 +198,29 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(fd: int) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
 
 
+def test_what_a_full_disk_cost_the_log_is_said_once_when_there_is_room(
+    fd: int, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended, real = LogFile(fd), os.write
+    appended.write("before")
+    with monkeypatch.context() as full:
+        rest = [4]
+
+        def fills_up(number: int, data: bytes) -> int:
+            if not rest:
+                raise OSError(28, "No space left on device")
+            return real(number, data[: rest.pop()])
+
+        full.setattr(os, "write", fills_up)
+        appended.write("cut off")
+        appended.write("lost")
+    appended.write("after")
+    appended.write("and on")
+    appended.close()
+    said = "solorun: 2 lines are missing here: the log could not be written"
+    assert log.read_text().splitlines() == ["before", "cut ", said, "after", "and on"]
+
+
 def test_a_log_knows_whether_it_is_the_standard_output(fd: int, log: Path) -> None:
     assert not LogFile(fd).is_stdout
     pid = os.fork()

@@ -70,6 +70,21 @@ def test_rate_and_time_left_follow_the_pace(clock: Clock, fd: int, beat: Heartbe
     assert found.first_step == 101
 
 
+def test_a_night_on_a_full_disk_is_no_part_of_the_pace(clock: Clock, fd: int, beat: Heartbeat) -> None:
+    beat.advance(1, 10)
+    clock.go(2.0)
+    beat.advance(2, 10)
+    clock.go(1.0)
+    beat.begin("paused: disk full")
+    clock.go(30_000.0)
+    beat.finish("paused: disk full", 30_000.0)
+    beat.begin("training")
+    clock.go(1.0)
+    beat.advance(3, 10)
+    assert seen(fd).pace_s == pytest.approx(2.0, abs=0.01)
+    assert seen(fd).longest_s < 10
+
+
 def test_after_the_last_step_no_time_is_left(clock: Clock, fd: int, beat: Heartbeat) -> None:
     for step in (1, 2, 3):
         beat.advance(step, 2)

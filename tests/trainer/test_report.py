@@ -65,6 +65,31 @@ def test_every_line_is_logged_even_when_the_terminal_is_gone(monkeypatch: pytest
     assert lines == ["one", "two"]
 
 
+def test_a_full_disk_costs_lines_of_the_output_and_how_many_is_said_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Output(io.StringIO):
+        is_full = False
+
+        def write(self, text: str) -> int:
+            if self.is_full:
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    output, logged = Output(), list[str]()
+    monkeypatch.setattr("sys.stdout", output)
+    report = Report(logged.append, terminal=False)
+    report.say("one")
+    output.is_full = True
+    report.say("two")
+    report.say("three")
+    output.is_full = False
+    report.say("four")
+    report.say("five")
+    assert output.getvalue() == "one\n\nWARNING: 2 lines are missing here: the disk was full\nfour\nfive\n"
+    assert logged == ["one", "two", "three", "four", "five"]
+
+
 def test_the_bar_begins_where_a_resumed_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stdout", screen)

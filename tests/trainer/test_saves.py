@@ -64,7 +64,11 @@ class Scene:
         self.directory = directory
         self.guard = StandIn(directory)
         self.lines: list[str] = []
-        self.saves = Saves(self.guard, Report(self.lines.append, terminal=False), keep=3)
+        self.at = 0
+        self.saves = Saves(
+            self.guard, Report(self.lines.append, terminal=False), 3, lambda _owes_best: self.snapshot(self.at),
+            disk_wait_s=0,
+        )  # fmt: skip
         self.stepper = Stepper(small_model(), train_config(), CPU, batch, print, before_update=self.saves.release)
         allocate_state(self.stepper.optimizer)
 
@@ -132,7 +136,7 @@ def test_steps_go_on_while_the_disk_is_waited_for_and_saved_is_told_only_after_i
     scene.saves.settle()
     assert scene.guard.events == ["saving", "saved"]
     assert scene.phase() == "starting"
-    assert scene.saves.saved_step == 1
+    assert scene.saves.saved == TrainState(1, 1)
     assert equal(before, load(checkpoint_path(tmp_path, 1)).snapshot.tensors)
     assert scene.lines[-1].startswith("saved checkpoint_1.safetensors at step 1 in ")
     assert "; training stood still for " in scene.lines[-1]
@@ -160,28 +164,28 @@ def test_two_saves_of_one_step_are_written_one_after_the_other(
     assert scene.guard.events == ["saving", "saved"]
 
 
-def full(_file: PrivateFile, _data: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+def faulty(_file: PrivateFile, _data: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
 
 
-def test_a_disk_that_fills_up_beside_the_training_is_a_warning_and_the_run_goes_on(
+def test_a_faulty_disk_beside_the_training_is_a_warning_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene, lost = Scene(tmp_path), list[str]()
     save(tmp_path, scene.snapshot(1))
     with monkeypatch.context() as filled:
-        filled.setattr(PrivateFile, "write", full)
+        filled.setattr(PrivateFile, "write", faulty)
         scene.saves.begin(scene.snapshot(2), failed=lambda: lost.append("told"))
         scene.stepper.step(2)
         scene.saves.settle()
-    assert scene.lines[-1].startswith(f"WARNING: cannot save {tmp_path}/checkpoint_2.safetensors: no space left")
-    assert "training goes on (free space" in scene.lines[-1]
+    assert scene.lines[-1].startswith(f"WARNING: cannot save {tmp_path}/checkpoint_2.safetensors: input/output")
+    assert "training goes on (the disk reports a fault" in scene.lines[-1]
     assert scene.guard.events == ["saving", "save failed"]
-    assert (lost, scene.saves.saved_step, scene.phase()) == (["told"], 0, "starting")
+    assert (lost, scene.saves.saved, scene.phase()) == (["told"], None, "starting")
     assert scene.names() == ["checkpoint_1.safetensors"]
     scene.saves.begin(scene.snapshot(3))
     scene.saves.finish()
-    assert scene.saves.saved_step == 3
+    assert scene.saves.saved == TrainState(3, 3)
 
 
 @pytest.mark.parametrize("where", ["write", "sync"])
