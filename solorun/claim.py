@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,8 @@ class Claim:
             self.owner = owner
             self._write_down(owner, now)
         except OSError as error:
-            self.lock.withdraw()
+            with contextlib.suppress(OSError):
+                self.lock.withdraw()
             raise directory_problem(error, "write the lock of", self.lock.path) from None
 
     def _write_down(self, owner: Owner, now: float) -> None:
@@ -183,11 +185,39 @@ class Claim:
             self._write_end(end)
 
         def farewell() -> None:
+            if self.lock.left_behind:
+                self._complain(f"{self.lock.left_behind}; once this process has ended, the next start clears it")
             self.log.write("Released lock")
             announce("Released lock")
             self.log.close()
 
         self.lock.release(farewell)
+
+    def abandon(self, *, withdraw: bool = True) -> None:
+        """Let go of a directory in which nothing was begun.
+
+        Args:
+            withdraw: whether to take label and record down; what a sick disk keeps of them, the next start clears.
+        """
+        if withdraw:
+            with contextlib.suppress(OSError):
+                self.lock.withdraw()
+        self.lock.close()
+        self.log.close()
+
+    def _complain(self, line: str) -> None:
+        """To the log and to whoever sees standard errors: where the log cannot be written, nobody would know."""
+        self.log.write(f"solorun: {line}")
+        if not self.log.is_stdout:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"solorun: {line}\n")
+                sys.stderr.flush()
+
+    def troubled(self, reason: str) -> None:
+        """The keeper cannot do its work for the moment."""
+        self.log.write(
+            f"solorun: cannot look after training.lock: {reason}; the directory stays locked, and it is tried again"
+        )
 
     def _write_end(self, end: End) -> None:
         record = read_record(self.lock.fd) or self.record

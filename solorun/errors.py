@@ -84,14 +84,20 @@ _ADVICE = {
     errno.ENOTDIR: "name a directory, not a file",
     errno.ELOOP: "the path goes in circles through symbolic links: correct them",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
+    errno.EIO: "the disk reports a fault: look at the system log, and choose another disk",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
+
+
+def advice(error: OSError) -> str:
+    """The next step after the operating system's refusal."""
+    return _ADVICE.get(error.errno or 0, "look at the disk and the directory, then start again")
 
 
 def directory_problem(error: OSError, action: str, path: str | os.PathLike[str]) -> DirectoryProblem:
     """The operating system's refusal as one line: action, path, reason, next step."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return DirectoryProblem(f"cannot {action} {os.fspath(path)!r}: {reason}", _ADVICE.get(error.errno or 0, ""))
+    return DirectoryProblem(f"cannot {action} {os.fspath(path)!r}: {reason}", advice(error))
 
 
 def explain(error: SolorunError) -> str:

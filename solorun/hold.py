@@ -29,7 +29,7 @@ from solorun.owner import Owner, ProcessId
 from solorun.process import RUN_ID_VARIABLE
 from solorun.progress import Heartbeat
 from solorun.record import State, append_metrics, read_record, write_record
-from solorun.rundir import RunDir
+from solorun.rundir import RunDir, checkpoint_step
 from solorun.stopping import StopRequest
 
 LOCK_VARIABLE = "SOLORUN_LOCK_FD"
@@ -152,16 +152,22 @@ class Run:
         Raises:
             DirectoryProblem: a file cannot be moved; what was moved stays moved, nothing is lost.
         """
-        names = sorted(n for n in os.listdir(self.directory) if any(fnmatch.fnmatch(n, p) for p in patterns))
+        directory = self.directory
+        try:
+            names = [name for name in os.listdir(directory) if any(fnmatch.fnmatch(name, p) for p in patterns)]
+        except OSError as error:
+            raise directory_problem(error, "look into", directory) from None
         if not names:
             return None
+        # The newest checkpoint last: where this is cut short, no older one is taken for the newest.
+        names.sort(key=lambda name: (-1 if (step := checkpoint_step(name)) is None else step, name))
         # The id comes out of a file: without this a crafted one could name a path elsewhere.
         previous = re.sub(r"[^A-Za-z0-9_-]", "-", self.previous_run_id or f"before-{self.run_id}")
-        place = RunDir(self.directory).archive(previous)
+        place = RunDir(directory).archive(previous)
         try:
             place.mkdir(parents=True, exist_ok=True)
             for name in names:
-                (self.directory / name).rename(_free_name(place / name))
+                (directory / name).rename(_free_name(place / name))
         except OSError as error:
             raise directory_problem(error, "archive into", place) from None
         self.event("archived", run=previous, files=len(names))
@@ -233,11 +239,9 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         try:
             launcher = process.identify(self._launcher) if self._launcher else None
             made.publish(process.identify_self(), _command_line(), supervisor=None, adopted=True, launcher=launcher)
-            heartbeat = Heartbeat(made.lock.fd, made.run_id)
-            heartbeat.claim()
+            heartbeat = _claimed_heartbeat(made)
         except BaseException as error:
-            made.lock.withdraw()
-            made.lock.close()
+            made.abandon()
             if isinstance(error, OSError):
                 raise directory_problem(error, "write in", self._directory) from None
             raise
@@ -257,19 +261,18 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         if held is None:
             return None
         made = Claim(held, run_id, None, time.time)
-        heartbeat = Heartbeat(held.fd, run_id)
-        if not heartbeat.claim():
-            raise Held(
-                f"{held.path!r} is already trained in by another process of this very run ({run_id})",
-                f"start one trainer per results directory; see: solorun status {held.path}",
-            )
-        owner = read_owner(held.fd)
-        if owner is not None and owner.run_id == run_id:
-            self._before = owner
-            made.owner = replace(owner, process=process.identify_self(), adopted=True, argv=_command_line())
-            held.take_label_for_ours(owner.process.pid)
-            held.relabel(made.owner)
-            made.keep(lambda reason: self._stop.ask(reason))
+        try:
+            heartbeat = _claimed_heartbeat(made)
+            owner = read_owner(held.fd)
+            if owner is not None and owner.run_id == run_id:
+                self._before = owner
+                made.owner = replace(owner, process=process.identify_self(), adopted=True, argv=_command_line())
+                held.take_label_for_ours(owner.process.pid)
+                held.relabel(made.owner)
+                made.keep(lambda reason: self._stop.ask(reason))
+        except BaseException:
+            made.abandon(withdraw=False)
+            raise
         return Run(made, heartbeat, self._stop, adopted=True)
 
     def __exit__(
@@ -320,6 +323,22 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
     def _is_answer(self, error: BaseException | None) -> bool:
         """Whether an exit answers the stop; another status than that says that something else went wrong."""
         return isinstance(error, SystemExit) and error.code in (None, 0, self._run.exit_code)
+
+
+def _claimed_heartbeat(made: Claim) -> Heartbeat:
+    heartbeat = Heartbeat(made.lock.fd, made.run_id)
+    try:
+        if heartbeat.claim():
+            return heartbeat
+    except BaseException:
+        heartbeat.close()
+        raise
+    heartbeat.close()
+    path = made.lock.path
+    raise Held(
+        f"{path!r} is already trained in by another process of this very run ({made.run_id})",
+        f"start one trainer per results directory; see: solorun status {path}",
+    )
 
 
 def _command_line() -> tuple[str, ...]:

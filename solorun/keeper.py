@@ -6,6 +6,7 @@ conflict: it is said, and the run that lost its directory is asked to stop with 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from solorun import process
 from solorun.dirwatch import DirectoryWatch, watch
 from solorun.label import read_label, read_owner
 from solorun.lock import DirectoryLock
-from solorun.owner import Gone, Label, Owner
+from solorun.owner import Gone, Label, Owner, Unknown
 
 LOOK_EVERY_S = 1.0
 
@@ -28,6 +29,9 @@ class Told(Protocol):
 
     def adopted(self, owner: Owner) -> None:
         """Another process of this run put itself into record and label."""
+
+    def troubled(self, reason: str) -> None:
+        """The label cannot be read or put back for the moment."""
 
     def conflict(self, reason: str) -> None:
         """The directory is lost to this run."""
@@ -48,6 +52,7 @@ class Keeper:
         self._told = told
         self._over = False
         self._lost = False
+        self._trouble = ""
         self._turn = threading.Lock()
         self._watch: DirectoryWatch | None = None
         self._thread: threading.Thread | None = None
@@ -84,11 +89,21 @@ class Keeper:
         process.name_this_thread(process.KEEPER_THREAD)  # else its waking would make a hung trainer look busy
         while not self._over:
             try:
-                self.look()
+                self._look_in_spite_of_the_disk()
                 self._watch.wait(LOOK_EVERY_S)
             except OSError as error:
                 self._lose(self._displacement() or f"the directory cannot be watched any more: {error.strerror}")
                 return
+
+    def _look_in_spite_of_the_disk(self) -> None:
+        """Look; a disk that is full or faulty loses nobody the directory, since the kernel's lock is not on it."""
+        before, self._trouble = self._trouble, ""
+        try:
+            self.look()
+        except OSError as error:
+            self._trouble = error.strerror or str(error)
+        if self._trouble not in ("", before):
+            self._told.troubled(self._trouble)
 
     def _look(self) -> None:
         self._lock.take_truth()
@@ -101,6 +116,8 @@ class Keeper:
         """What happened to the directory; empty while it is in its place."""
         if self._lock.is_in_place():
             return ""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(self._lock.path)  # a disk that does not answer has not moved: that is trouble, not a conflict
         where = self._lock.current_path()
         return f"the results directory was moved to {where!r}" if where else "the results directory was deleted"
 
@@ -115,7 +132,9 @@ class Keeper:
             if os.fstat(self._lock.fd).st_nlink and self._lock.restore_label(self._owner()):
                 self._told.restored()
             return
-        if not isinstance(found, Label):
+        if isinstance(found, Unknown) and found.passing:
+            self._trouble = found.reason
+        elif not isinstance(found, Label):
             self._lose(found.reason)
         elif found.pid is None or isinstance(process.probe(found.pid), Gone):
             # Overwritten by somebody who is gone, or with garbage: take it back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -128,7 +129,8 @@ def take_away(directory: int, judged: Label) -> bool:
         os.rename(private, aside, src_dir_fd=directory, dst_dir_fd=directory)
         return not judged.inode
     if read_plain(directory, private) == (judged.inode, judged.text):
-        return unlink(directory, private)
+        _discard(directory, private)
+        return True
     _put_back(directory, private)
     return False
 
@@ -141,7 +143,7 @@ def _put_back(directory: int, private: str) -> None:
         pass
     except OSError:  # no hard links here
         create_exclusively(directory, read_plain(directory, private)[1])
-    unlink(directory, private)
+    _discard(directory, private)
 
 
 def _read_label_once(directory: int) -> Label | Unknown | None:
@@ -159,18 +161,22 @@ def _read_label_once(directory: int) -> Label | Unknown | None:
         text = os.read(fd, 64)
         return Label(parse_label(text), text, facts.st_ino, facts.st_mtime)
     except OSError as error:
-        return Unknown(f"training.lock cannot be read: {error.strerror}")
+        return _unreadable(error)
     finally:
         os.close(fd)
 
 
 def _read_linked_label(directory: int, error: OSError) -> Label | Unknown:
     if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP):  # a socket: the last two
-        return Unknown(f"training.lock cannot be read: {error.strerror}")
+        return _unreadable(error)
     pid = parse_label(_read_small(directory, LABEL))
     if pid is not None and not isinstance(process.probe(pid), Gone):
         return Unknown(f"training.lock is a symbolic link to a file that names the live PID {pid}")
     return Label(None, b"(a symbolic link)", 0, 0.0)
+
+
+def _unreadable(error: OSError) -> Unknown:
+    return Unknown(f"training.lock cannot be read: {error.strerror}", passing=not isinstance(error, PermissionError))
 
 
 def read_plain(directory: int, name: str) -> tuple[int, bytes]:
@@ -220,12 +226,10 @@ def create_exclusively(directory: int, text: bytes) -> bool:
     except FileExistsError:
         return False
     try:
-        _write_whole(fd, text)
+        _write_and_close(fd, text)
     except BaseException:
-        unlink(directory, LABEL)
+        _discard(directory, LABEL)
         raise
-    finally:
-        os.close(fd)
     return True
 
 
@@ -248,7 +252,7 @@ def link_file(directory: int, name: str, data: bytes) -> int | None:
     except FileExistsError:
         return None
     finally:
-        unlink(directory, private)
+        _discard(directory, private)
     return inode
 
 
@@ -257,12 +261,19 @@ def _link_unnamed(directory: int, name: str, data: bytes) -> int:
     if not _O_TMPFILE:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     fd = os.open(".", os.O_WRONLY | _O_TMPFILE | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    inode = 0
     try:
-        _write_whole(fd, data)
-        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
-        return os.fstat(fd).st_ino
-    finally:
-        os.close(fd)
+        try:
+            _write_whole(fd, data)
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+            inode = os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
+    except BaseException:
+        if inode and inode_of(directory, name) == inode:  # linked, and only the closing told of the disk
+            _discard(directory, name)
+        raise
+    return inode
 
 
 def replace_file(directory: int, name: str, data: bytes) -> int:
@@ -275,7 +286,7 @@ def replace_file(directory: int, name: str, data: bytes) -> int:
     try:
         os.rename(private, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
-        unlink(directory, private)
+        _discard(directory, private)
         raise
     return inode
 
@@ -289,11 +300,17 @@ def write_private(directory: int, data: bytes) -> tuple[str, int]:
     name = _private_name()
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory)
     try:
-        _write_whole(fd, data)
-        return name, os.fstat(fd).st_ino
+        return name, _write_and_close(fd, data)
     except BaseException:
-        unlink(directory, name)
+        _discard(directory, name)
         raise
+
+
+def _write_and_close(fd: int, data: bytes) -> int:
+    """Fill a file; its inode. The closing counts: a network disk may say only then that the bytes did not fit."""
+    try:
+        _write_whole(fd, data)
+        return os.fstat(fd).st_ino
     finally:
         os.close(fd)
 
@@ -305,6 +322,12 @@ def _write_whole(fd: int, data: bytes) -> None:
 
 def _private_name() -> str:
     return f"{PRIVATE}{os.getpid()}.{next(_serial)}.tmp"
+
+
+def _discard(directory: int, name: str) -> None:
+    """Remove what is of no use. What a sick disk keeps, the next start clears; the failure before it is to be told."""
+    with contextlib.suppress(OSError):
+        os.unlink(name, dir_fd=directory)
 
 
 def unlink(directory: int, name: str) -> bool:

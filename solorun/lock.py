@@ -81,6 +81,8 @@ class DirectoryLock:
         self.identity = identity(fd)
         self.borrowed = False
         """The truth is another process's of this run, and becomes ours when that one dies (see `join`)."""
+        self.left_behind = ""
+        """Why label or record could not be taken down in the end; the next start clears them."""
         self._creator = os.getpid()
         self._text = b""
         self._label_inode = 0
@@ -149,6 +151,8 @@ class DirectoryLock:
             return None
         found = read_label(self.fd)
         self.withdraw()
+        if isinstance(found, Unknown):  # it may still be ours; nobody can say
+            return found
         pid = found.pid if isinstance(found, Label) else None
         return Held(pid, None, "it took the label while we were starting (an old-style trainer)")
 
@@ -205,7 +209,10 @@ class DirectoryLock:
         if os.getpid() != self._creator or self.fd < 0:
             return
         try:
-            self.withdraw()
+            try:
+                self.withdraw()
+            except OSError as error:  # a disk that went read-only or faulty: the kernel's lock is let go all the same
+                self.left_behind = f"{error.filename} in {self.path!r} cannot be removed: {error.strerror}"
             farewell()
         finally:
             self.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +54,8 @@ class LogFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self.fd)
+        with contextlib.suppress(OSError):  # a network disk tells of a line that it lost
+            os.close(self.fd)
 
 
 def _same_file(one: int, other: int) -> bool:

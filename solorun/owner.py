@@ -172,9 +172,15 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """It cannot be told; treated as held."""
+    """It cannot be told; treated as held.
+
+    Args:
+        reason: why.
+        passing: the system failed to read it this time, which says nothing about what stands there.
+    """
 
     reason: str
+    passing: bool = False
 
 
 Verdict = Free | Held | Stale | Foreign | Unknown

@@ -7,6 +7,7 @@ kill a mapped writer with SIGBUS.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zlib
@@ -152,7 +153,8 @@ class Heartbeat:
     def close(self) -> None:
         """Close the file; the last line stays, later beats are lost."""
         if self._fd >= 0:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # a network disk tells of a beat that it lost
+                os.close(self._fd)
         self._fd = -1  # the number may soon be another file's
 
     def _settle_head(self) -> None:

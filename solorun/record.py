@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from solorun.frozen import dataclass, replace
@@ -160,7 +161,8 @@ def write_record(directory: int, record: RunRecord) -> None:
             os.close(fd)
         os.rename(private, RUN, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
-        os.unlink(private, dir_fd=directory)
+        with contextlib.suppress(OSError):  # the first failure is the one to tell; the next start clears what is left
+            os.unlink(private, dir_fd=directory)
         raise
 
 

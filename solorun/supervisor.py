@@ -99,9 +99,8 @@ def supervise(
     try:
         return _Supervisor(plan, made, audience, settings).run()
     except BaseException:
-        if not process.carriers(made.run_id):  # else the label must go on telling that somebody writes here
-            made.lock.withdraw()
-        made.lock.close()
+        # Else the label must go on telling that somebody writes here.
+        made.abandon(withdraw=not process.carriers(made.run_id))
         raise
 
 

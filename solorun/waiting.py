@@ -14,9 +14,9 @@ from pathlib import Path
 
 from solorun import process
 from solorun.frozen import dataclass
+from solorun.label import link_file
 from solorun.owner import Alive, Here, ProcessId
 from solorun.readjson import read_json
-from solorun.record import write_all
 from solorun.rundir import PRIVATE, WAITING
 
 TYPE_CHECKING = False
@@ -176,20 +176,15 @@ def join(directory: Path, argv: tuple[str, ...], now: float) -> Ticket:
 
 
 def _write(place: Path, name: str, data: bytes) -> None:
-    private = place / f"{PRIVATE}{name}.tmp"
-    fd = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        write_all(fd, data)
-        private.rename(place / name)
-    except BaseException:
-        private.unlink(missing_ok=True)
-        raise
+        link_file(fd, name, data)
     finally:
         os.close(fd)
 
 
 def sweep(directory: Path) -> None:
-    """Remove the tickets of the dead of this place, and the folder when it is empty."""
+    """Remove the tickets of the dead of this place, half-written ones, and the folder when it is empty."""
     place = directory / WAITING
     with contextlib.suppress(OSError):
         for path in place.iterdir():
@@ -200,7 +195,9 @@ def sweep(directory: Path) -> None:
 
 def _is_dead(path: Path) -> bool:
     waiter = decode(path.name, path.read_bytes())
-    return waiter is not None and not process.is_alive(waiter.process)
+    if waiter is None:  # of a writer that was killed, where files cannot be written without a name
+        return path.name.startswith(PRIVATE) and time.time() - path.stat().st_mtime > FAR_AWAY_S
+    return not process.is_alive(waiter.process)
 
 
 def call_off(directory: Path, pid: int | None) -> list[Waiter]:

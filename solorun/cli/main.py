@@ -6,7 +6,7 @@ import io
 import os
 import sys
 
-from solorun.errors import BadUsage, SolorunError, explain
+from solorun.errors import BadUsage, SolorunError, advice, explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # such as a working directory that was deleted
         gone = isinstance(error, FileNotFoundError) and not error.filename
         where = error.filename or ("the working directory" if gone else "the system")
-        print(f"solorun: {where}: {error.strerror or error}", file=sys.stderr)
+        print(f"solorun: {where}: {error.strerror or error}\n  next: {advice(error)}", file=sys.stderr)
         return 1
     return code
 
