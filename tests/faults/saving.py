@@ -119,6 +119,7 @@ class _Kept:
                     break
             if (code := self.trainer.ended()) is not None:
                 return code
+            time.sleep(0.0005)  # else the watcher takes a core of the trainer's
         time.sleep(delay)  # the random moment itself
         return self.trainer.ended()
 
