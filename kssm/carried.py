@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -11,6 +12,8 @@ from kssm.errors import CheckpointError
 from kssm.language_model import State
 
 _PREFIX = "carried."
+_NUMBERS = re.compile(r"(0|[1-9]\d{0,3})\.(0|[1-9]\d{0,3})")
+_ANOTHER = "use another checkpoint, or --fresh to archive it and start anew"
 
 
 class Carried:
@@ -23,17 +26,18 @@ class Carried:
     def __init__(self, begins: Callable[[int], bool]) -> None:
         self._begins = begins
         self._state: State | None = None
+        self._anew = False
         self._made: list[State] = []
 
     def open(self, step: int) -> None:
         """A step begins, or begins again: what an attempt at it has made is forgotten."""
         self._made = []
-        if self._begins(step):
-            self._state = None
+        # The state itself stays until the step has happened: a stop within the step saves where the one before left it.
+        self._anew = self._begins(step)
 
     def before(self, first: int, count: int) -> State | None:
         """Where some rows of the batch go on; None where they begin a text."""
-        if self._state is None:
+        if self._state is None or self._anew:
             return None
         return tuple(tuple(tensor[first : first + count] for tensor in block) for block in self._state)
 
@@ -63,7 +67,10 @@ class Carried:
         saved: dict[int, dict[int, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith(_PREFIX):
-                block, n = map(int, name.removeprefix(_PREFIX).split("."))
+                place = _NUMBERS.fullmatch(name.removeprefix(_PREFIX))
+                if place is None:
+                    raise CheckpointError(f"the checkpoint's {name} is no part of a carried state", _ANOTHER)
+                block, n = map(int, place.groups())
                 saved.setdefault(block, {})[n] = tensor.to(device, copy=True)
         if not saved:
             raise CheckpointError("the checkpoint has no carried state", "use --fresh to archive it and start anew")

@@ -18,9 +18,21 @@ ReadoutName = Literal["auto", "portable", "native", "triton", "metal"]
 ScanName = Literal["auto", "loop", "chunked", "native"]
 
 
+_MOST = 1 << 32
+_MOST_LAYERS = 4096
+_MOST_STEPS = 1 << 53
+_OF_STEPS = {"max_steps", "eval_interval", "save_interval", "log_interval"}
+
+
 def _require(holds: bool, reason: str) -> None:
     if not holds:
         raise BadUsage(reason, "correct the value and start again")
+
+
+def _require_count(field: str, value: object) -> None:
+    _require(isinstance(value, int) and value >= 1, f"{field} is {value}; it counts things, so it is 1 or more")
+    most = _MOST_STEPS if field in _OF_STEPS else _MOST
+    _require(isinstance(value, int) and value <= most, f"{field} is {value}; {most} at most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,8 @@ class ModelConfig:
         _require(self.name in _SHAPES, f"model {self.name!r} is not one of {', '.join(_SHAPES)}")
         for field in ("vocabulary", "hidden", "layers", "oscillators", "harmonics", "group"):
             value = getattr(self, field)
-            _require(isinstance(value, int) and value >= 1, f"{field} is {value}; it counts things, so it is 1 or more")
+            _require_count(field, value)
+        _require(self.layers <= _MOST_LAYERS, f"layers is {self.layers}; {_MOST_LAYERS} at most")
         _require(self.vocabulary >= 2, "a vocabulary of one token leaves nothing to predict")
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is a probability, and at 1 nothing passes")
         _require(self.name == "v2" or self.dropout == 0, f"{self.name} has no dropout; v2 alone has")
@@ -148,7 +161,8 @@ class TrainConfig:
             "save_interval", "log_interval", "keep",
         ):  # fmt: skip
             value = getattr(self, field)
-            _require(isinstance(value, int) and value >= 1, f"{field} is {value}; it counts things, so it is 1 or more")
+            _require_count(field, value)
+        _require(self.rows <= _MOST, f"an effective batch of {self.rows} sequences; {_MOST} at most")
         _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it cannot be negative")
         _require(self.lr > 0, f"lr is {self.lr}; without a positive rate nothing is learned")
         _require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; a negative one would grow the weights")

@@ -125,19 +125,30 @@ def prepare(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         clear_dead(cache_dir, rf"{re.escape(text.name)}-[0-9a-f]{{12}}\.(?:tokens|tokenizer\.json)")
-        return _find(cache_dir, text.name, recipe, report) or _make(cache_dir, text, seen, recipe, wanted, watch)
+        found = _find(cache_dir, text.name, recipe, report, should_stop)
+        return found or _make(cache_dir, text, seen, recipe, wanted, watch)
     except OSError as error:
         place = error.filename or cache_dir
         raise CorpusError(f"cannot write the token file at {place}: {reason(error)}", remedy(error)) from error
 
 
-def open_corpus(path: Path) -> Corpus:
+def open_corpus(path: Path, should_stop: Callable[[], bool] = lambda: False) -> Corpus:
     """Open a token file that `prepare` made.
+
+    Args:
+        path: the file.
+        should_stop: asked between blocks.
 
     Raises:
         CorpusError: it or its tokenizer is missing, unreadable or damaged.
+        Stopped: should_stop said so.
     """
-    facts, train, validation = tokenfile.map_tokens(path)
+
+    def go_on() -> None:
+        if should_stop():
+            raise Stopped
+
+    facts, train, validation = tokenfile.map_tokens(path, go_on)
     beside = _tokenizer_path(path)
     try:
         document = beside.read_bytes()
@@ -145,7 +156,10 @@ def open_corpus(path: Path) -> Corpus:
         raise CorpusError(f"cannot read {beside}: {reason(error)}", "prepare the corpus again") from error
     if hashlib.sha256(document).hexdigest() != facts.tokenizer_fingerprint:
         raise CorpusError(f"{beside} is not the tokenizer of {path.name}", "prepare the corpus again")
-    return Corpus(path, facts, train, validation, document.decode())
+    try:
+        return Corpus(path, facts, train, validation, document.decode())
+    except UnicodeDecodeError:
+        raise CorpusError(f"{beside} is not a tokenizer", "prepare the corpus again") from None
 
 
 def _tokenizer_path(path: Path) -> Path:
@@ -156,12 +170,14 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _find(cache_dir: Path, name: str, recipe: str, report: Callable[[str], None]) -> Corpus | None:
+def _find(
+    cache_dir: Path, name: str, recipe: str, report: Callable[[str], None], should_stop: Callable[[], bool]
+) -> Corpus | None:
     pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}\.tokens")
     for path in sorted(cache_dir / found for found in os.listdir(cache_dir) if pattern.fullmatch(found)):
         try:
             if tokenfile.read_facts(path).recipe == recipe:
-                return open_corpus(path)
+                return open_corpus(path, should_stop)
         except CorpusError as error:
             report(f"{error}; passed over")
     return None
@@ -194,7 +210,7 @@ def _make(
             end=tokenizer.end,
             split=_SPLITS[type(plan)],
         )
-    return open_corpus(path)
+    return open_corpus(path, watch.should_stop)
 
 
 _SPLITS: dict[type[ByDocument | Tail], str] = {ByDocument: "documents", Tail: "tail"}

@@ -70,6 +70,20 @@ def plan_continued(wishes: Wishes, facts: SnapshotFacts, fingerprint: str, path:
     return _checked(Plan(model, training))
 
 
+def require_vocabulary(path: Path, model: ModelConfig, vocabulary: int) -> None:
+    """Raise CheckpointMismatch where a model has not exactly the tokens of its text.
+
+    Args:
+        path: of the checkpoint, for the message.
+        model: of the checkpoint.
+        vocabulary: V of the corpus.
+    """
+    if model.vocabulary != vocabulary:
+        raise CheckpointMismatch(
+            f"{path} has a vocabulary of {model.vocabulary}, and its text one of {vocabulary}", "use another checkpoint"
+        )
+
+
 def _same_rows(said: Mapping[str, Any], saved: TrainConfig) -> dict[str, Any]:
     """A new micro-batch alone keeps the effective batch, where it divides it."""
     wanted = dict(said)

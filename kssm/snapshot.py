@@ -12,9 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kssm.config import ModelConfig
 from kssm.errors import CheckpointError
+from kssm.language_model import LanguageModel
+from kssm.models import build
 
 FORMAT = 1
+_MOST = 1 << 62
 
 # What may change between a run and its continuation; max_steps changes the learning rates, which is said aloud.
 _FREE = {"max_steps", "eval_interval", "save_interval", "log_interval", "eval_batches", "keep"}
@@ -96,15 +100,15 @@ class SnapshotFacts:
             state=TrainState(
                 step=_count(state, "step"),
                 tokens_seen=_count(state, "tokens_seen"),
-                best_loss=math.inf if best is None else float(_typed(state, "best_loss", (int, float))),
-                evaluated_step=int(_typed(state, "evaluated_step", int)),
+                best_loss=math.inf if best is None else _loss(state, "best_loss"),
+                evaluated_step=max(-1, int(_typed(state, "evaluated_step", int))),
             ),
             model=_typed(facts, "model", dict),
             training=_typed(facts, "training", dict),
             corpus_fingerprint=_typed(facts, "corpus_fingerprint", str),
             corpus_source=_typed(facts, "corpus_source", str),
             run_id=_typed(facts, "run_id", str),
-            lineage=tuple(map(str, _typed(facts, "lineage", list))),
+            lineage=_texts(facts, "lineage"),
             micro_batch=_count(facts, "micro_batch"),
             vocabulary=_typed(facts, "vocabulary", str),
             libraries=_typed(facts, "libraries", dict),
@@ -168,19 +172,39 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
+def built(config: ModelConfig, seed: int, tensors: Mapping[str, Tensor]) -> LanguageModel:
+    """A model on the CPU with saved weights.
+
+    Raises:
+        CheckpointError: the tensors are not those of such a model.
+    """
+    # Without memory first: a header that tells of a model larger than its tensors must not fill the machine.
+    with torch.device("meta"):
+        _require_fit(build(config, seed), tensors)
+    model = build(config, seed)
+    restore_model(model, tensors)
+    return model
+
+
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put saved parameters and buffers into a model, on whatever device it is.
 
     Raises:
         CheckpointError: a name is missing or too many, or a shape or type differs.
     """
+    saved = _require_fit(model, tensors)
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in saved.items()})
+
+
+def _require_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors that are a model's; an error where they are not this one's."""
     wanted = model_tensors(model)
     saved = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     for name in sorted(wanted.keys() ^ saved.keys()):
         raise CheckpointError(f"{name} is in only one of checkpoint and model", "use the model of that checkpoint")
     for name, tensor in saved.items():
         _require_like(name, tensor, wanted[name])
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in saved.items()})
+    return saved
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -211,7 +235,7 @@ def restore_optimizer(
         tensors: of a snapshot; they are copied.
 
     Raises:
-        CheckpointError: a saved state has no parameter, or a shape differs.
+        CheckpointError: a saved state has no parameter, a part of one is missing, or a shape differs.
     """
     saved: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
@@ -223,10 +247,13 @@ def restore_optimizer(
         raise CheckpointError(f"the checkpoint's optimizer knows {name}", "use the model of that checkpoint")
     # A parameter that no gradient ever reached has no state, then as now.
     state = {index: saved[name] for index, (name, _) in enumerate(held) if name in saved}
+    if optimizer.state and held and not saved:
+        raise CheckpointError(
+            "the checkpoint holds no state of the optimizer: it is a model for use, not to be continued",
+            "use another checkpoint, or --fresh",
+        )
     for name, parameter in held:
-        for key, tensor in saved.get(name, {}).items():
-            if key != "step":
-                _require_like(f"optimizer.{name}.{key}", tensor, parameter)
+        _require_state_like(name, saved.get(name, {}), optimizer.state.get(parameter) or {}, parameter)
     # torch itself knows where each value belongs: step counts on the CPU, or on the device for fused kinds.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -249,6 +276,21 @@ def _rows(training: Mapping[str, Any]) -> int:
     return int(math.prod(training.get(name, 0) for name in _BATCH))
 
 
+def _require_state_like(
+    parameter_name: str, saved: Mapping[str, Tensor], allocated: Mapping[str, Tensor], parameter: Tensor
+) -> None:
+    """What a step would miss, or find in another form, is missed now: a step must not end in the middle."""
+    if saved and allocated and saved.keys() != allocated.keys():
+        told, wanted = (", ".join(sorted(keys)) for keys in (saved, allocated))
+        raise CheckpointError(
+            f"the checkpoint has {told} of optimizer.{parameter_name}, and {wanted} are needed",
+            "use the trainer that saved it, or another checkpoint",
+        )
+    for key, tensor in saved.items():
+        if key in allocated or key != "step":
+            _require_like(f"optimizer.{parameter_name}.{key}", tensor, allocated.get(key, parameter))
+
+
 def _require_like(name: str, saved: Tensor, wanted: Tensor) -> None:
     if (saved.shape, saved.dtype) != (wanted.shape, wanted.dtype):
         raise CheckpointError(
@@ -264,8 +306,22 @@ def _typed(facts: Mapping[str, Any], name: str, kind: Any) -> Any:
     return value
 
 
+def _texts(facts: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    values = _typed(facts, name, list)
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name} holds what is no text")
+    return tuple(values)
+
+
 def _count(facts: Mapping[str, Any], name: str) -> int:
     value = _typed(facts, name, int)
-    if value < 0:
-        raise ValueError(f"{name} is {value}")
+    if not 0 <= value < _MOST:
+        raise ValueError(f"{name} is {value!r:.40}")
     return int(value)
+
+
+def _loss(facts: Mapping[str, Any], name: str) -> float:
+    value = _typed(facts, name, (int, float))
+    if (isinstance(value, int) and value >= _MOST) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r:.40}")
+    return float(value)

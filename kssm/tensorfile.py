@@ -175,8 +175,8 @@ def _read_header(stream: BufferedReader, path: Path) -> _Header:
     if not raw.startswith(_OPENING) or len(raw) != length:
         raise Damaged(path, "its header does not begin like ours")
     try:
-        parsed = json.loads(raw, object_pairs_hook=_without_repeats)
-        facts = json.loads(parsed.pop("__metadata__")["facts"], object_pairs_hook=_without_repeats)
+        parsed = _parsed(raw)
+        facts = _parsed(parsed.pop("__metadata__")["facts"])
         places = [_place(name, entry) for name, entry in parsed.items()]
         if not isinstance(facts, dict):
             raise ValueError("its facts are no JSON object")
@@ -184,6 +184,15 @@ def _read_header(stream: BufferedReader, path: Path) -> _Header:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(path, f"its header is wrong: {error}") from error
     return _Header(_OPENING + _ZEROS + raw[len(_OPENING) + len(_ZEROS) :], digest.decode(), facts, places)
+
+
+def _parsed(text: str | bytes) -> Any:
+    """JSON as we write it: no name twice, no NaN and no infinity."""
+    return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,8 +29,6 @@ HEADER = 1 << 14
 _PREFIX = 48
 _BLOCK = 1 << 22
 
-# Above this size the tokens are trusted after the header has been checked: a start may not take minutes.
-VERIFY_BELOW = 1 << 30
 BIGRAM_TOKENS = 1 << 23
 
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -89,13 +88,28 @@ class CorpusFacts:
     def from_json(cls, facts: dict[str, Any]) -> CorpusFacts:
         """The facts of a header; unknown ones are left out. Raises KeyError, TypeError, ValueError."""
         known = {name: facts[name] for name in cls.__slots__}
-        if known["dtype"] not in ("uint16", "uint32"):
-            raise ValueError(f"tokens of type {known['dtype']!r}")
-        parts = {name: PartFacts(**{key: int(known[name][key]) for key in PartFacts.__slots__}) for name in PARTS}
+        for name, kind in _KINDS.items():
+            if type(known[name]) is not kind:
+                raise ValueError(f"{name} is {str(known[name])[:40]!r}")
+        if known["dtype"] not in ("uint16", "uint32") or not 0 <= known["end"] < known["vocabulary"] <= 1 << 24:
+            raise ValueError(f"{known['vocabulary']} tokens of type {known['dtype']!r}, the last one {known['end']}")
+        parts = {name: PartFacts(**{key: _count(known[name][key]) for key in PartFacts.__slots__}) for name in PARTS}
         return cls(**{**known, **parts})
 
 
 PARTS = ("train", "validation")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("fingerprint", "recipe", "source", "tokenizer", "tokenizer_fingerprint", "split", "dtype"), str),
+    **dict.fromkeys(("vocabulary", "end", "bigram_tokens"), int),
+    **dict.fromkeys(("unigram_entropy", "validation_cross_entropy", "bigram_entropy"), float),
+    "sha256": str,
+}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"a part of {str(value)[:40]!r} tokens, bytes or documents")
+    return value
 
 
 @dataclass(slots=True)
@@ -210,8 +224,12 @@ def read_facts(path: Path) -> CorpusFacts:
         raise CorpusError(f"cannot read {path}: {reason(error)}", remedy(error)) from error
 
 
-def map_tokens(path: Path) -> tuple[CorpusFacts, Tokens, Tokens]:
-    """Open a token file.
+def map_tokens(path: Path, each: Callable[[], None] = lambda: None) -> tuple[CorpusFacts, Tokens, Tokens]:
+    """Open a token file whose every byte is as it was written.
+
+    Args:
+        path: the file.
+        each: called before each block of 4 MiB is read; what it raises ends the reading.
 
     Returns:
         Its facts, the training tokens [n], and the validation tokens [m], both memory-mapped and read-only.
@@ -222,16 +240,30 @@ def map_tokens(path: Path) -> tuple[CorpusFacts, Tokens, Tokens]:
     try:
         with path.open("rb") as stream:
             facts = _read_header(stream, path)
-            if os.fstat(stream.fileno()).st_size < VERIFY_BELOW:
-                stream.seek(HEADER)
-                if hashlib.file_digest(stream, "sha256").hexdigest() != facts.sha256:
-                    raise _damaged(path, "its tokens do not match their checksum")
             dtype = np.dtype(facts.dtype).newbyteorder("<")
+            _verify(stream, path, facts, dtype, each)
             shape = (facts.train.tokens + facts.validation.tokens,)
             tokens = np.memmap(stream, dtype=dtype, mode="r", offset=HEADER, shape=shape)
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {reason(error)}", remedy(error)) from error
     return facts, tokens[: facts.train.tokens], tokens[facts.train.tokens :]
+
+
+def _verify(stream: BinaryIO, path: Path, facts: CorpusFacts, dtype: np.dtype[Any], each: Callable[[], None]) -> None:
+    """Raise CorpusError unless the tokens are those that were written, and each is one that the vocabulary has.
+
+    However large the file: the text that it was made of is read at each start too, and takes longer.
+    """
+    stream.seek(HEADER)
+    seen, largest = hashlib.sha256(), 0
+    while block := stream.read(_BLOCK):
+        each()
+        seen.update(block)
+        largest = max(largest, int(np.frombuffer(block, dtype=dtype).max()))
+    if seen.hexdigest() != facts.sha256:
+        raise _damaged(path, "its tokens do not match their checksum")
+    if largest >= facts.vocabulary:  # the embedding would end the run with an index that it does not have
+        raise _damaged(path, f"it has a token {largest}, and its vocabulary ends before {facts.vocabulary}")
 
 
 def _read_header(stream: BinaryIO, path: Path) -> CorpusFacts:
@@ -245,7 +277,7 @@ def _read_header(stream: BinaryIO, path: Path) -> CorpusFacts:
     try:
         facts = CorpusFacts.from_json(json.loads(encoded))
         width = np.dtype(facts.dtype).itemsize
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is of another version ({error})") from error
     offsets = (facts.train.offset, facts.validation.offset)
     if offsets != (HEADER, HEADER + width * facts.train.tokens) or min(facts.train.tokens, facts.validation.tokens) < 2:

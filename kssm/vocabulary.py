@@ -24,6 +24,9 @@ from kssm.errors import BadUsage, CorpusError
 from kssm.words import WordTable, as_array, cuts_alike
 
 END = "<|end|>"
+LARGEST = 1 << 24
+"""The most ids that a vocabulary may have."""
+
 DEFAULT_PAIRS = 8192
 
 # No stop is answered while pairs are merged: a second or two on this much prose, a quarter of a minute on noise.
@@ -117,6 +120,10 @@ class Pairs(Vocabulary):
         self._engine = engine
         self._table = WordTable(self._encode) if cores() < _MANY_CORES and cuts_alike(json.loads(document)) else None
         size = max(ids.values()) + 1
+        if size > LARGEST:  # whoever counts tokens or embeds them allocates for every id
+            raise CorpusError(
+                f"the tokenizer {name or 'of this text'} has an id {size - 1}; {LARGEST - 1} at most", _CHOICES
+            )
         super().__init__(name or f"{size} {type(engine.model).__name__} tokens", size, end, document)
 
     @property

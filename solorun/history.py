@@ -14,6 +14,7 @@ from solorun.frozen import dataclass, replace
 from solorun.label import look_at, read_owner
 from solorun.owner import Foreign, Held
 from solorun.progress import read_progress
+from solorun.readjson import is_moment, is_whole
 from solorun.record import RunRecord, State, read_events, read_record
 from solorun.registry import Entry
 
@@ -153,9 +154,11 @@ def _over(run: RunRecord, event: Mapping[str, Any]) -> RunRecord:
 
 def _typed(value: Any, kind: type, otherwise: Any) -> Any:
     """The value if it is of its kind: a damaged journal must not surprise whoever shows it."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value if isinstance(value, kind) and not isinstance(value, bool) else otherwise
+    if kind is float:
+        return float(value) if is_moment(value) else otherwise
+    if kind is int:
+        return value if is_whole(value) else otherwise
+    return value if isinstance(value, kind) else otherwise
 
 
 def of_registry(entries: Iterable[Entry], known: frozenset[tuple[str, str]]) -> list[PastRun]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from solorun.errors import SolorunError, Unreachable
 from solorun.frozen import dataclass
+from solorun.readjson import is_moment
 from solorun.remote import Answer, skew
 from solorun.settings import HostEntry
 from solorun.wording import printable
@@ -23,6 +24,7 @@ from solorun.wording import printable
 SCHEMA = 1
 _PLACE = "hosts"
 _AT_ONCE = 32
+_LARGEST = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def read_report(host: HostEntry, answer: Answer, now: float) -> Report:
     """
     try:
         said = json.loads(answer.out)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict) or "schema" not in said:
         line = answer.err.strip().splitlines()[-1:] or ["it printed no report"]
@@ -141,12 +143,13 @@ def remember(state: Path, host: HostEntry, report: Report) -> None:
 def recall(state: Path, host: HostEntry) -> Report | None:
     """What a host said last; None when nothing is known, or only of a host that went by this name before."""
     try:
-        kept = json.loads(_file(state, host).read_text(encoding="utf-8"))
+        with _file(state, host).open("rb") as file:
+            kept = json.loads(file.read(_LARGEST))  # of a larger one the end is missing, and that is no JSON
         if (kept["schema"], kept["ssh"], kept["directory"]) != (SCHEMA, host.ssh, host.directory):
             return None
-        report = Report(float(kept["seen"]), str(kept["version"]), 0, dict(kept["said"]))
-        return report if isinstance(report.said["runs"], list) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        report = Report(kept["seen"], str(kept["version"]), 0, dict(kept["said"]))
+        return report if is_moment(report.seen) and isinstance(report.said["runs"], list) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -7,13 +7,11 @@ and nothing after a reboot.
 from __future__ import annotations
 
 from solorun.frozen import dataclass
-from solorun.readjson import read_json
+from solorun.readjson import is_moment, is_whole, read_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_ENDLESS = float("inf")
 
 PID_MAX = 2**22
 """The largest PID that Linux gives (macOS stops at 99,998)."""
@@ -288,13 +286,13 @@ def decode_owner(data: bytes) -> Owner:
             run_id=_text(raw["run_id"]),
             process=_process(raw["process"]),
             supervisor=None if raw["supervisor"] is None else _process(raw["supervisor"]),
-            adopted=bool(raw["adopted"]),
+            adopted=_truth(raw["adopted"]),
             user=_text(raw["user"]),
-            argv=tuple(_text(word) for word in raw["argv"]),
+            argv=tuple(_text(word) for word in _list(raw["argv"])),
             cwd=_text(raw["cwd"]),
             since=_moment(raw["since"]),
             directory=_text(raw["directory"]),
-            directory_inode=int(raw["directory_inode"]),
+            directory_inode=_whole(raw["directory_inode"]),
             launcher=_process(raw["launcher"]) if raw.get("launcher") is not None else None,
         )
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -310,16 +308,33 @@ def _text(value: Any) -> str:
 
 
 def _moment(value: Any) -> float:
-    moment = float(value)
-    if not abs(moment) < _ENDLESS:  # neither is what is no number at all
-        raise ValueError(f"since {moment} is no time")
-    return moment
+    if not is_moment(value):
+        raise ValueError(f"since {value!r:.40} is no time")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if not is_whole(value):
+        raise ValueError(f"{value!r:.40} is no number of a process or a file")
+    return int(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false expected")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):  # the letters of a text would pass for words
+        raise TypeError("list expected")
+    return value
 
 
 def _process(raw: Any) -> ProcessId:
     place = raw["here"]
     here = Here(*(_text(place[key]) for key in ("host", "machine", "boot", "namespace")))
-    pid, started = int(raw["pid"]), int(raw["started"])
+    pid, started = _whole(raw["pid"]), _whole(raw["started"])
     if not 1 <= pid <= PID_MAX:
         raise ValueError(f"PID {pid} is out of range")
     return ProcessId(here, pid, started)

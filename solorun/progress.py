@@ -13,6 +13,7 @@ import time
 import zlib
 
 from solorun.frozen import dataclass
+from solorun.readjson import is_moment
 from solorun.rundir import PROGRESS
 
 SIZE = 256
@@ -212,8 +213,9 @@ def decode(data: bytes) -> Progress | None:
         return None
     try:
         _, run_id, phase, since, first, step, total, beat, longest, pace = data[: SIZE - 10].decode().split()
-        return Progress(
-            run_id, phase, int(step), int(total), float(beat), float(since), float(longest), float(pace), int(first)
-        )
+        moments = float(beat), float(since), float(longest), float(pace)
+        if not all(map(is_moment, moments)):  # a checksum says that the line is whole, not that its writer was sound
+            return None
+        return Progress(run_id, phase, int(step), int(total), *moments, int(first))
     except (ValueError, UnicodeDecodeError):
         return None

@@ -7,6 +7,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+LATEST = 1e12
+"""Seconds since the epoch, in the year 33658: beyond it a number is no time that a calendar could show."""
+
+_LARGEST = 1 << 64
+
+
+def is_moment(value: Any) -> bool:
+    """Whether a value is a time in seconds since the epoch; true and false are no numbers here, nor is infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LATEST
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number that a PID, an inode, a step or a status can be: no longer than 64 bits."""
+    return type(value) is int and abs(value) <= _LARGEST
+
 
 class _Way:
     """What the scanner of `json` wants to know: everything as `json.loads` has it."""

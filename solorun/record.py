@@ -7,12 +7,13 @@ import os
 
 from solorun.frozen import dataclass, replace
 from solorun.label import is_copy
-from solorun.readjson import read_json
+from solorun.owner import PID_MAX
+from solorun.readjson import is_moment, is_whole, read_json
 from solorun.rundir import EVENTS, METRICS, PRIVATE, RUN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import IO, Any, Literal
 
     State = Literal["running", "completed", "interrupted", "crashed", "killed", "lost"]
@@ -76,17 +77,30 @@ class RunRecord:
     last_words: str = ""
 
 
-_NUMBER = (int, float)
-_MAYBE_NUMBER = (int, float, type(None))
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("run_id", "user", "host", "fingerprint", "state", "why"), str),
-    **dict.fromkeys(("boot", "directory", "cause", "stopped_by", "last_words"), str),
-    **dict.fromkeys(("pid", "started", "log_at", "directory_inode"), _NUMBER),
-    **dict.fromkeys(("exit_code", "signal", "first_step", "last_step", "total_steps", "ended"), _MAYBE_NUMBER),
-    "parent_run_id": (str, type(None)),
-    "program": list,
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_pid(value: Any) -> bool:
+    return is_whole(value) and 0 <= value <= PID_MAX
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("run_id", "user", "host", "fingerprint", "state", "why"), _is_text),
+    **dict.fromkeys(("boot", "directory", "cause", "stopped_by", "last_words", "parent_run_id"), _is_text),
+    "pid": _is_pid,
+    **dict.fromkeys(("log_at", "directory_inode"), is_whole),
+    **dict.fromkeys(("exit_code", "signal", "first_step", "last_step", "total_steps"), is_whole),
+    **dict.fromkeys(("started", "ended"), is_moment),
+    "program": _are_texts,
 }
 """What each value of `run.json` is; every field of a record has its kind here."""
+
+_MAY_BE_NULL = {"parent_run_id", "exit_code", "signal", "first_step", "last_step", "total_steps", "ended"}
 
 _LONGEST_LINE = 1 << 20
 _ENDLESS = float("inf")
@@ -136,9 +150,7 @@ def last_run_id(directory: int) -> str | None:
 
 def _is_sound(known: dict[str, Any]) -> bool:
     """Whether every value is of its kind: a damaged file must not surprise whoever shows it."""
-    return all(isinstance(value, _KINDS[key]) for key, value in known.items()) and all(
-        isinstance(word, str) for word in known["program"]
-    )
+    return all((value is None and key in _MAY_BE_NULL) or _KINDS[key](value) for key, value in known.items())
 
 
 def write_record(directory: int, record: RunRecord) -> None:

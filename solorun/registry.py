@@ -12,6 +12,7 @@ import time
 
 from solorun import kept
 from solorun.frozen import dataclass
+from solorun.readjson import is_moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,11 +189,13 @@ def _entry(row: tuple[Any, ...]) -> Entry | None:
     run_id, directory, machine, host, user, started, pid, ended, outcome, last_step = row
     try:
         path = Path(os.fsdecode(directory))
+        if "\0" in str(path) or not (is_moment(started) and (ended is None or is_moment(ended))):
+            return None
         return Entry(
             str(run_id), path, str(machine), str(host), str(user), float(started), int(pid),
             None if ended is None else float(ended), str(outcome or ""), None if last_step is None else int(last_step),
         )  # fmt: skip
-    except (TypeError, ValueError):  # written by hand, or by a program with a bug
+    except (TypeError, ValueError, OverflowError):  # written by hand, by a program with a bug, or damaged
         return None
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 FILE = "solorun.toml"
 OCCASIONS = ("end", "crash", "hang", "memory", "disk")
-_ENDLESS = float("inf")
+_LONGEST_S = 1e9
+"""Thirty years. Of longer waits some system calls make an error."""
+_LARGEST = 1 << 20
 _WAYS = ("command", "webhook", "apprise")
 
 
@@ -55,8 +57,13 @@ def _read(path: str) -> Settings:
     import tomllib  # without a file, the parser is not even loaded
 
     try:
-        with open(path, encoding="utf-8") as file:
-            raw = tomllib.loads(file.read())
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+        raw = tomllib.loads(data.decode().replace("\r\n", "\n"))
+    except RecursionError:
+        raise BadUsage(f"{path} is nested too deeply", "correct that file") from None
     except (OSError, ValueError) as error:
         raise BadUsage(f"{path} cannot be read: {error}", "correct that file") from None
     return _Reader(path).settings(raw)
@@ -172,7 +179,7 @@ class _Reader:
         return value
 
     def number(self, key: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _ENDLESS:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LONGEST_S:
             raise self.mistake(f"{key} must be a number of 0 or more", "correct that file")
         return float(value)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from solorun import process
 from solorun.frozen import dataclass
 from solorun.label import link_file
-from solorun.owner import Alive, Here, ProcessId
-from solorun.readjson import read_json
+from solorun.owner import PID_MAX, Alive, Here, ProcessId
+from solorun.readjson import is_moment, is_whole, read_json
 from solorun.rundir import PRIVATE, WAITING
 
 TYPE_CHECKING = False
@@ -66,8 +66,10 @@ def decode(ticket: str, data: bytes) -> Waiter | None:
     try:
         raw = read_json(data)
         here = Here(*(str(raw["here"][name]) for name in ("host", "machine", "boot", "namespace")))
-        at = ProcessId(here, int(raw["pid"]), int(raw["started"]))
-        return Waiter(ticket, at, str(raw["user"]), tuple(map(str, raw["argv"])), float(raw["since"]))
+        at, since = ProcessId(here, raw["pid"], raw["started"]), raw["since"]
+        if not (is_whole(at.pid) and 1 <= at.pid <= PID_MAX and is_whole(at.started) and is_moment(since)):
+            return None
+        return Waiter(ticket, at, str(raw["user"]), tuple(map(str, raw["argv"])), float(since))
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
 

@@ -193,3 +193,40 @@ def test_ranks_do_not_share_a_carried_state() -> None:
     with pytest.raises(BadUsage, match=r"--carry-state: .* not shared out among ranks"):
         require_whole_shares(TRAIN, Compute(torch.device("cpu"), ranks=2))
     require_whole_shares(TRAIN, CPU)
+
+
+def test_a_stop_within_the_first_step_of_an_epoch_saves_a_state_that_a_run_can_go_on_from() -> None:
+    whole, stopped = stepper(model_of()), stepper(model_of())
+    whole.micro_batch = stopped.micro_batch = 4
+    for step in range(7):  # an epoch
+        whole.step(step)
+        stopped.step(step)
+    stopped._should_stop = lambda: True
+    with pytest.raises(Stopped):
+        stopped.step(7)
+    saved = {name: tensor.clone() for name, tensor in left(stopped).items()}
+    assert saved.keys() == left(whole).keys(), "what a snapshot of now would hold"
+    resumed = stepper(model_of())
+    resumed.micro_batch = 4
+    resumed.model.load_state_dict(stopped.model.state_dict())
+    resumed.optimizer.load_state_dict(stopped.optimizer.state_dict())
+    assert resumed.carried is not None
+    resumed.carried.restore(saved, CPU.device)
+    for step in range(7, 16):
+        assert resumed.step(step).loss == whole.step(step).loss
+
+
+def test_a_snapshot_holds_what_it_was_made_of_however_the_steps_go_on() -> None:
+    training = stepper(model_of())
+    for step in range(16):
+        training.step(step)
+        taken = left(training)
+        before = {name: tensor.clone() for name, tensor in taken.items()}
+        training.step(step)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in taken.items())
+
+
+def test_a_forged_name_of_a_carried_tensor_is_told() -> None:
+    for name in ("carried.x", "carried.1", "carried.1.2.3", "carried.-1.0"):
+        with pytest.raises(CheckpointError, match="no part of a carried state"):
+            Carried(lambda _step: False).restore({name: torch.zeros(1)}, CPU.device)

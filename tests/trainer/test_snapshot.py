@@ -208,3 +208,19 @@ def test_state_that_does_not_fit_is_refused_by_name() -> None:
         restore_model(model, {**saved, "model.three": torch.ones(6)})
     with pytest.raises(CheckpointError, match=r"model\.seen is in only one"):
         restore_model(model, {name: tensor for name, tensor in saved.items() if name != "model.seen"})
+
+
+def test_a_model_for_use_is_not_continued_as_if_it_had_an_optimizer_and_half_a_state_is_told() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    saved = optimizer_tensors(optimizer, model.named_parameters())
+    with pytest.raises(CheckpointError, match="no state of the optimizer"):
+        restore_optimizer(optimizer, model.named_parameters(), {"model.weight": torch.ones(2, 3)})
+    for missing in saved:
+        with pytest.raises(CheckpointError, match="are needed"):
+            restore_optimizer(optimizer, model.named_parameters(), {k: v for k, v in saved.items() if k != missing})
+    with pytest.raises(CheckpointError, match="here"):
+        restore_optimizer(optimizer, model.named_parameters(), {**saved, "optimizer.bias.step": torch.zeros(2)})
+    restore_optimizer(optimizer, model.named_parameters(), saved)
