@@ -144,9 +144,10 @@ class _Fight:
 
 def _tells_the_truth(child: Child, began: list[str]) -> bool:
     """Whether what a background start said is so: a run of that id began, it waits, or it failed with a reason."""
-    if not child.text().startswith("{"):
+    _warnings, brace, answer = child.text().partition("{")
+    if not brace:
         return child.popen.returncode != 0 and child.text().startswith("solorun: ")
-    told = json.loads(child.text())
+    told = json.loads(brace + answer)
     return told["state"] == "waiting" or told["run_id"] in began
 
 
