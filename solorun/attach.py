@@ -52,7 +52,7 @@ def find(directory: Path, now: float) -> LiveRun:
         Refused: it lives on another host, where its log may be watched too, but not its end.
         DirectoryProblem: the directory cannot be read.
     """
-    evidence = status.gather(directory, now, carriers=lambda _run: ())
+    evidence = status.gather(directory, now, carriers=lambda _run: (), heirs=lambda _fd: ())
     if isinstance(evidence, Unreadable):
         what = f"cannot look into {str(directory)!r}: {evidence.reason}"
         raise DirectoryProblem(what, f"look at it: ls -ld {shell_word(directory)}")

@@ -20,7 +20,7 @@ from solorun.frozen import replace
 from solorun.keeper import Keeper
 from solorun.label import look, read_owner
 from solorun.logs import LogFile
-from solorun.owner import Owner, ProcessId, Stale
+from solorun.owner import Owner, ProcessId, Stale, told
 from solorun.record import RunRecord, journal, last_run_id, new_run_id, read_record, write_record
 from solorun.refusal import refusal
 from solorun.rundir import PRIVATE
@@ -77,7 +77,7 @@ class Claim:
             supervisor=supervisor,
             adopted=adopted,
             user=process.user_name(os.getuid()),
-            argv=argv,
+            argv=told(argv),
             cwd=_cwd(),
             since=now,
             directory=self.lock.path,

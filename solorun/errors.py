@@ -83,10 +83,15 @@ _ADVICE = {
     errno.ENOENT: "check the path; it may have been moved or deleted",
     errno.ENOTDIR: "name a directory, not a file",
     errno.ELOOP: "the path goes in circles through symbolic links: correct them",
+    errno.EAGAIN: "too many processes or threads: end some, or raise the limit with `ulimit -u`",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
     errno.EIO: "the disk reports a fault: look at the system log, and choose another disk",
     errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EISDIR: "a directory stands in the place of a file: move it away",
+    errno.ENXIO: "look at it with ls -l, and move it away",
 }
+_PLAIN = {errno.ENXIO: "it is no plain file"}
+"""Said instead of the system's words, which tell of no device where there is a FIFO or a socket."""
 
 
 def advice(error: OSError) -> str:
@@ -96,8 +101,24 @@ def advice(error: OSError) -> str:
 
 def directory_problem(error: OSError, action: str, path: str | os.PathLike[str]) -> DirectoryProblem:
     """The operating system's refusal as one line: action, path, reason, next step."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return DirectoryProblem(f"cannot {action} {os.fspath(path)!r}: {reason}", advice(error))
+    reason = _PLAIN.get(error.errno) or os.strerror(error.errno) if error.errno else str(error)
+    place = f"{os.fspath(path)!r}: {_named(error, path)}"
+    return DirectoryProblem(f"cannot {action} {place}{reason}", advice(error))
+
+
+def _named(error: OSError, path: str | os.PathLike[str]) -> str:
+    """The file in that directory that the system refused; empty where it is the directory, or a name made up by us."""
+    for name in (error.filename2, error.filename):
+        if isinstance(name, str) and "/" not in name and not name.startswith(".") and name != os.path.basename(path):
+            return f"{name}: "
+    return ""
+
+
+def system_problem(error: OSError) -> SolorunError:
+    """What the operating system refused where no directory is at stake, as one line and the next step."""
+    gone = isinstance(error, FileNotFoundError) and not error.filename  # such as a working directory that was deleted
+    where = error.filename or ("the working directory" if gone else "the system")
+    return SolorunError(f"{where}: {error.strerror or error}", advice(error))
 
 
 def explain(error: SolorunError) -> str:

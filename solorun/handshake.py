@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from solorun import errors
-from solorun.errors import SolorunError
+from solorun.errors import SolorunError, system_problem
 from solorun.frozen import dataclass
 
 
@@ -88,6 +88,8 @@ def failure(error: BaseException) -> Failed:
     """An error as a report."""
     if isinstance(error, SolorunError):
         return Failed(type(error).__name__, error.what, error.next_step, error.evidence)
+    if isinstance(error, OSError):
+        return failure(system_problem(error))
     return Failed("SolorunError", f"{type(error).__name__}: {error}", "", ())
 
 

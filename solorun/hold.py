@@ -25,7 +25,7 @@ from solorun.closing import End
 from solorun.errors import Held, directory_problem
 from solorun.frozen import replace
 from solorun.label import read_owner
-from solorun.owner import Owner, ProcessId
+from solorun.owner import Owner, ProcessId, told
 from solorun.process import RUN_ID_VARIABLE
 from solorun.progress import Heartbeat
 from solorun.record import State, append_metrics, read_record, write_record
@@ -240,12 +240,12 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
             launcher = process.identify(self._launcher) if self._launcher else None
             made.publish(process.identify_self(), _command_line(), supervisor=None, adopted=True, launcher=launcher)
             heartbeat = _claimed_heartbeat(made)
+            made.keep(lambda reason: self._stop.ask(reason))
         except BaseException as error:
             made.abandon()
             if isinstance(error, OSError):
                 raise directory_problem(error, "write in", self._directory) from None
             raise
-        made.keep(lambda reason: self._stop.ask(reason))
         # Children that close every descriptor still carry this, and the next start can see them.
         self._outer_run_id = os.environ.get(RUN_ID_VARIABLE)
         os.environ[RUN_ID_VARIABLE] = made.run_id
@@ -266,7 +266,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
             owner = read_owner(held.fd)
             if owner is not None and owner.run_id == run_id:
                 self._before = owner
-                made.owner = replace(owner, process=process.identify_self(), adopted=True, argv=_command_line())
+                made.owner = replace(owner, process=process.identify_self(), adopted=True, argv=told(_command_line()))
                 held.take_label_for_ours(owner.process.pid)
                 held.relabel(made.owner)
                 made.keep(lambda reason: self._stop.ask(reason))

@@ -7,6 +7,7 @@ conflict: it is said, and the run that lost its directory is asked to stop with 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -58,10 +59,19 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to look.
+
+        Raises:
+            OSError: the system has no descriptor or no thread left for it.
+        """
         self._watch = watch(self._lock.fd)
         self._thread = threading.Thread(target=self._run, name=process.KEEPER_THREAD, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # RLIMIT_NPROC, as Python puts it
+            self._thread = None
+            self._watch.close()
+            raise OSError(errno.EAGAIN, "no thread is left for the guard") from None
 
     def dismiss(self) -> None:
         """End the looking; afterwards nothing is put back any more."""

@@ -201,7 +201,7 @@ def inode_of(directory: int, name: str) -> int:
         return 0
 
 
-def _read_small(directory: int, name: str, limit: int = 1 << 16) -> bytes:
+def _read_small(directory: int, name: str, limit: int = 1 << 18) -> bytes:
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from solorun.appending import open_to_append, require_plain
 from solorun.rundir import LOG
 
 _BLOCK = 1 << 16
+_USUAL_LINE = 1 << 12
+_LONGEST_TAIL = 1 << 20
 
 
 class LogFile:
@@ -19,13 +23,13 @@ class LogFile:
 
     Args:
         directory: descriptor of the results directory.
+
+    Raises:
+        OSError: it cannot be written; ENXIO where it is no plain file.
     """
 
     def __init__(self, directory: int) -> None:
-        # O_NONBLOCK: a FIFO of this name would wait for a reader for ever, while the directory is locked.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
-        self.fd = os.open(LOG, flags, 0o666, dir_fd=directory)
-        os.set_blocking(self.fd, True)  # the command writes here too, and must not meet EAGAIN
+        self.fd = open_to_append(directory, LOG)  # blocking: the command writes here too, and must not meet EAGAIN
         self.is_stdout = _same_file(self.fd, 1)
         """Under a supervisor the standard output already is the log: what is printed must not be logged again."""
         self._lost = 0
@@ -67,7 +71,9 @@ def _same_file(one: int, other: int) -> bool:
 
 
 def last_lines(path: Path, count: int, before: int | None = None) -> list[str]:
-    """The last lines of a file, read from its end: as fast for 10 GB as for 10 lines.
+    """The last lines of a file, read from its end: as fast for 10 GB as for 10 lines, or for one line of 10 GB.
+
+    Of a line that begins further back than 4 KiB for each wanted line, and 1 MiB, only the end is given, after "... ".
 
     Args:
         path: the log.
@@ -77,8 +83,12 @@ def last_lines(path: Path, count: int, before: int | None = None) -> list[str]:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        return tail(file.fileno(), count, before=before)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        require_plain(fd, LOG)
+        return tail(fd, count, before=before)
+    finally:
+        os.close(fd)
 
 
 def tail(fd: int, count: int, *, start: int = 0, before: int | None = None) -> list[str]:
@@ -95,15 +105,21 @@ def tail(fd: int, count: int, *, start: int = 0, before: int | None = None) -> l
     """
     end = os.fstat(fd).st_size
     position = end if before is None else min(before, end)
-    text = b""
-    while position > start and text.count(b"\n") <= count:
-        step = min(_BLOCK, position - start)
+    # A progress bar without line feeds, or a crash, may leave a line of gigabytes: so far back, and no further.
+    first = max(start, position - max(_LONGEST_TAIL, count * _USUAL_LINE))
+    blocks: list[bytes] = []
+    feeds = 0
+    while position > first and feeds <= count:
+        step = min(_BLOCK, position - first)
         position -= step
-        text = os.pread(fd, step, position) + text
-    lines = text.decode("utf-8", "replace").split("\n")
-    if lines and not lines[-1]:
+        blocks.append(os.pread(fd, step, position))
+        feeds += blocks[-1].count(b"\n")
+    lines = b"".join(reversed(blocks)).split(b"\n")
+    if not lines[-1]:
         lines.pop()
-    return lines[-count:] if count else []
+    if lines and position > start and feeds <= count:
+        lines[0] = b"... " + lines[0][-_USUAL_LINE:]
+    return [line.decode("utf-8", "replace") for line in lines[-count:]] if count else []
 
 
 def follow(path: Path, until: Callable[[], bool], *, poll_s: float = 0.2, start: int | None = None) -> Iterator[str]:
@@ -143,6 +159,9 @@ def _reopen(path: Path, start: int | None) -> tuple[int, int]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
+        return -1, 0
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
         return -1, 0
     return fd, os.fstat(fd).st_size if start is None else start
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PID_MAX = 2**22
 """The largest PID that Linux gives (macOS stops at 99,998)."""
 
+_LONGEST_COMMAND = 8000
+"""Characters of a command line that are written down; each takes at most twelve bytes in JSON."""
+
 RECYCLED_AFTER_S = 2.0
 """A process born later than this after a label was written cannot have written it."""
 
@@ -244,6 +247,21 @@ def _judge_bare_label(label: Label, sighting: Sighting) -> Verdict:
         later = sighting.born - label.written
         return Stale(label, f"PID {label.pid} now belongs to a process born {later:.0f} s after the label was written")
     return Held(label.pid, None, f"PID {label.pid} is alive")
+
+
+def told(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """A command line as it is written down: whole, or its beginning and how many words are left out.
+
+    A thousand data files make a command of megabytes; a record of that size would be read by nobody.
+    """
+    room, words = _LONGEST_COMMAND, 0
+    for word in argv:
+        room -= len(word) + 4
+        if room < 0:
+            break
+        words += 1
+    left = len(argv) - words
+    return argv if not left else (*argv[:words], f"... and {left} more words")
 
 
 def encode_owner(owner: Owner) -> bytes:

@@ -110,8 +110,13 @@ def _check(
 ) -> Safe | Unsafe:
     program = _configured_program(directory, settings)
     writable = _may_write(directory)
-    if not os.path.lexists(directory):
+    try:
+        os.lstat(directory)
+    except (FileNotFoundError, NotADirectoryError):
         return Safe(directory, "", program, writable)
+    except OSError as error:  # such as a name that is too long for any file system
+        nowhere = Unreadable(str(directory), error.strerror or str(error))
+        return Unsafe(directory, nowhere, status.as_row(directory, nowhere, None, now))
     evidence = status.gather(directory, now, carriers)
     if isinstance(evidence, Unreadable):
         return Unsafe(directory, evidence, status.as_row(directory, evidence, None, now))

@@ -151,6 +151,8 @@ class Quiet:
         left = isinstance(verdict, Stale) and label is not None and label.pid and process.is_unused(label.pid)
         if not (left or isinstance(verdict, Free)) or evidence.owner is not None or row["run_id"] in self._alive():
             return
+        if evidence.survivors:
+            return
         progress = evidence.progress
         step_at = progress.time if progress is not None and row["step_age_s"] is not None else None
         folder = self._folders[os.path.dirname(path) or "."]

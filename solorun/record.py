@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from solorun.appending import open_to_append, require_plain
 from solorun.frozen import dataclass, replace
 from solorun.label import is_copy
 from solorun.owner import PID_MAX
@@ -205,7 +206,7 @@ def append_line(directory: int, name: str, facts: dict[str, Any]) -> None:
     """
     import json
 
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    fd = open_to_append(directory, name, os.O_RDWR)
     try:
         line = json.dumps(facts).encode() + b"\n"
         size = os.fstat(fd).st_size
@@ -242,34 +243,29 @@ def _plain(value: Any) -> Any:
     return number if abs(number) < _ENDLESS else None  # no number at all is not less either
 
 
-def read_events(
-    directory: int, names: Collection[str] = (), last_bytes: int | None = None, *, strict: bool = False
-) -> Iterator[dict[str, Any]]:
+def read_events(directory: int, names: Collection[str] = (), last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
     """The events of a directory, oldest first; torn lines are passed over. Flat in memory however long the journal is.
 
     Args:
         directory: descriptor of the results directory.
         names: only these events; empty for all. Other lines are not even parsed.
         last_bytes: only what stands in the last so many bytes of the journal; None for all of it.
-        strict: for who concludes something from an event that is missing.
-
-    Raises:
-        OSError: the journal is there and cannot be read; only where that is asked for by `strict`.
     """
     try:
         fd = os.open(EVENTS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return
     except OSError:
-        if strict:
-            raise
         return
     wanted = [name.encode() for name in names]
+    try:
+        require_plain(fd, EVENTS)
+    except OSError:
+        os.close(fd)
+        return
     with os.fdopen(fd, "rb") as file:
         if last_bytes is not None and (size := os.fstat(fd).st_size) > last_bytes:
             file.seek(size - last_bytes - 1)
             file.readline(_LONGEST_LINE)  # the rest of a line whose beginning was left out
-        for line in _short_lines(file, strict=strict):
+        for line in _short_lines(file):
             if wanted and not any(name in line for name in wanted):
                 continue
             try:
@@ -280,7 +276,7 @@ def read_events(
                 yield event
 
 
-def _short_lines(file: IO[bytes], *, strict: bool) -> Iterator[bytes]:
+def _short_lines(file: IO[bytes]) -> Iterator[bytes]:
     """The lines of a file, without those that no event is as long as: a crash may leave a gigabyte without an end."""
     try:
         while line := file.readline(_LONGEST_LINE):
@@ -290,8 +286,7 @@ def _short_lines(file: IO[bytes], *, strict: bool) -> Iterator[bytes]:
             while line and not line.endswith(b"\n"):
                 line = file.readline(_LONGEST_LINE)
     except OSError:  # a directory, a disk with a bad sector: what was read so far is told
-        if strict:
-            raise
+        return
 
 
 def write_all(fd: int, data: bytes) -> None:

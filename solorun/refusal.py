@@ -73,7 +73,7 @@ def _wait_for_owner(path: Path, now: float) -> Evidence | None:
     """The holder's record; a holder that has the lock but not yet the record gets a moment to write it."""
     deadline = time.monotonic() + _PUBLISHING_S
     while True:
-        evidence = status.gather(path, now, carriers=lambda _run: ())
+        evidence = status.gather(path, now, carriers=lambda _run: (), heirs=lambda _fd: ())
         if isinstance(evidence, Unreadable):
             return None
         if isinstance(evidence.verdict, HeldBy | Foreign) or time.monotonic() > deadline:

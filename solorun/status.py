@@ -38,6 +38,7 @@ from solorun.runstate import (
     needs_second_look,
 )
 from solorun.settings import Settings
+from solorun.truth import guard_identity, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from solorun.rundir import Recall
     from solorun.waiting import Waiter
 
+    Heirs = Callable[[int], Iterable[ProcessId]]
     _Found = dict[str, Evidence | Unreadable]
     Told = tuple[str, RunState, Evidence | None]
 
@@ -59,6 +61,7 @@ def gather(
     directory: str | os.PathLike[str],
     now: float,
     carriers: Callable[[str], Iterable[ProcessId]] = process.carriers,
+    heirs: Heirs | None = None,
 ) -> Evidence | Unreadable:
     """Look at one directory, changing nothing.
 
@@ -66,20 +69,23 @@ def gather(
         directory: its path.
         now: seconds since the epoch.
         carriers: finds live processes of a run by its id.
+        heirs: finds those that keep the lock of a run that is over; None to look for them here.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return Unreadable(str(directory), error.strerror or str(error))
     try:
-        return _gather(str(directory), fd, now, carriers)
+        return _gather(str(directory), fd, now, carriers, heirs or _RunsAlive().heirs)
     except OSError as error:
         return Unreadable(str(directory), error.strerror or str(error))
     finally:
         os.close(fd)
 
 
-def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Iterable[ProcessId]]) -> Evidence:
+def _gather(
+    directory: str, fd: int, now: float, carriers: Callable[[str], Iterable[ProcessId]], heirs: Heirs
+) -> Evidence:
     # Most of many directories are idle: what is not in the listing is not even reached for.
     names = frozenset(os.listdir(fd))
     claimed = LABEL in names or OWNER in names
@@ -100,7 +106,7 @@ def _gather(directory: str, fd: int, now: float, carriers: Callable[[str], Itera
         label=label,
         label_alive=bool(label and label.pid and not isinstance(process.probe(label.pid), Gone)),
         sighting=process.probe(owner.process.pid) if owner else Gone(),
-        survivors=tuple(carriers(run_id)) if over and run_id else (),
+        survivors=tuple((carriers(run_id) if run_id else ()) or heirs(fd)) if over else (),
         progress=read_progress(fd) if PROGRESS in names else None,
         record=record,
         log_age_s=_age(fd, now) if LOG in names else None,
@@ -210,6 +216,7 @@ class _RunsAlive:
 
     def __init__(self) -> None:
         self._seen: dict[str, list[ProcessId]] | None = None
+        self._flocked: frozenset[int] | None = None
 
     def by_run(self) -> dict[str, list[ProcessId]]:
         if self._seen is None:
@@ -218,6 +225,15 @@ class _RunsAlive:
 
     def carriers(self, run_id: str) -> Iterable[ProcessId]:
         return self.by_run().get(run_id, ())
+
+    def heirs(self, directory: int) -> Iterable[ProcessId]:
+        """Forked workers of a run that is over: neither label nor environment tells of them, but they have its lock."""
+        if self._flocked is None:
+            self._flocked = process.flocked()
+        if not self._flocked:
+            return ()
+        places = (identity(directory), guard_identity(directory))
+        return [heir for place in places if place and place[1] in self._flocked for heir in process.lock_heirs(*place)]
 
 
 def _places(roots: Iterable[str | os.PathLike[str]], recall: Recall | None = None) -> list[str]:
@@ -236,7 +252,7 @@ def _judged(
     window_s: float = WINDOW_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Told]:
-    found = {path: gather(path, now, alive.carriers) for path in places}
+    found = {path: gather(path, now, alive.carriers, alive.heirs) for path in places}
     seen = _look_twice(found, now, settings, window_s, sleep)
     told: list[Told] = []
     for path, evidence in seen.items():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from solorun import process
+from solorun.appending import open_to_append
 from solorun.causes import MemoryDeaths
 from solorun.claim import Claim
 from solorun.claimants import own_name
@@ -130,6 +131,7 @@ class _Supervisor:
         self.child = process.identify(gate.pid) or ProcessId(process.here(), gate.pid, 0)
         try:
             self.claim.publish(self.child, self.plan.argv, supervisor=self.me, adopted=False)
+            self.claim.keep(self._stop_for_conflict)  # where no thread is left for it, nothing has run yet
         except BaseException:
             self._turn_away(gate)
             self._restore()
@@ -143,7 +145,6 @@ class _Supervisor:
         failure = gate.let_through()
         if not failure:
             self.tell(Holding(self.claim.run_id, self.child.pid, self.me.pid))
-        self.claim.keep(self._stop_for_conflict)
         status = self._watch()
         return self._finish(status, failure, time.monotonic() - began)
 
@@ -352,9 +353,7 @@ class _Supervisor:
 def _open_raw_output(directory: int) -> int | None:
     """`nohup.out`, appended to, as the standard output and error of a supervisor that has no terminal."""
     try:
-        # O_NONBLOCK: a FIFO of this name would wait for a reader for ever.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(OUTPUT, flags, 0o666, dir_fd=directory)
+        fd = open_to_append(directory, OUTPUT)
     except OSError:
         return None
     os.dup2(fd, 1, inheritable=True)

@@ -196,7 +196,7 @@ class Pursuit:
         """Forked workers of a trainer that is gone: neither an id nor a parent tells of them, but its lock does."""
         if self._target.owner is None:
             return []
-        takers = (self._target.owner.process.pid, self._supervisor_pid())
+        takers = (self._target.owner.process.pid, self._supervisor_pid(), 0)  # 0: gone, as a container tells it
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:

@@ -27,6 +27,7 @@ FAR_AWAY_S = 60.0
 """A waiting start on another host shows that it lives by touching its ticket; silent for so long, it is passed."""
 
 TOUCH_EVERY_S = 10.0
+_LONGEST = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _read(place: str, name: str) -> Waiter | None:
         return None
     try:
         touched = time.time() - os.fstat(fd).st_mtime
-        waiter = decode(name, os.read(fd, 1 << 16))
+        waiter = decode(name, os.read(fd, _LONGEST))
     except OSError:
         return None
     finally:
@@ -190,13 +191,19 @@ def sweep(directory: Path) -> None:
     place = directory / WAITING
     with contextlib.suppress(OSError):
         for path in place.iterdir():
-            if _is_dead(path):
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one that cannot be read keeps no other from being cleared
+                if _is_dead(path):
+                    path.unlink(missing_ok=True)
         place.rmdir()
 
 
 def _is_dead(path: Path) -> bool:
-    waiter = decode(path.name, path.read_bytes())
+    # O_NONBLOCK: a FIFO among the tickets would wait for a writer for ever.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        waiter = decode(path.name, os.read(fd, _LONGEST))
+    finally:
+        os.close(fd)
     if waiter is None:  # of a writer that was killed, where files cannot be written without a name
         return path.name.startswith(PRIVATE) and time.time() - path.stat().st_mtime > FAR_AWAY_S
     return not process.is_alive(waiter.process)

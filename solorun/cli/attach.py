@@ -13,6 +13,7 @@ from pathlib import Path
 from solorun.attach import LiveRun, end_of, find, watch
 from solorun.cli.places import current_settings
 from solorun.cli.render import typed
+from solorun.cli.screen import unscreened
 from solorun.errors import BadUsage, SolorunError, directory_problem, explain
 from solorun.logs import for_terminal
 from solorun.runstate import how_ended
@@ -107,8 +108,11 @@ class _Watch:
         Raises:
             OSError: the log cannot be read, or the terminal is gone.
         """
-        threading.Thread(target=self._print, args=(texts,), daemon=True).start()
         interrupted = False
+        try:
+            threading.Thread(target=self._print, args=(texts,), daemon=True).start()
+        except KeyboardInterrupt:  # the first lines are shown before this call comes back
+            interrupted = True
         while not self._over.is_set():
             try:  # all of it: a Ctrl-C between an answer and the next wait is one more question, and ends nothing
                 if interrupted and self._wants_to_leave():
@@ -123,11 +127,12 @@ class _Watch:
 
     def _print(self, texts: Iterator[str]) -> None:
         clean: Callable[[str], str] = for_terminal if sys.stdout.isatty() else str
+        out = unscreened(sys.stdout)
         try:
             for text in texts:
                 with self._turn:
-                    sys.stdout.write(clean(text))
-                    sys.stdout.flush()
+                    out.write(clean(text))
+                    out.flush()
         except OSError as error:
             self._problem = error
         finally:

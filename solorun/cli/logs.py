@@ -7,6 +7,7 @@ import errno
 import sys
 from pathlib import Path
 
+from solorun.cli.screen import unscreened
 from solorun.errors import BadUsage, directory_problem
 from solorun.logs import follow, for_terminal, last_lines
 from solorun.rundir import RunDir
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         number = errno.ENOTDIR if directory.exists() else errno.ENOENT
         raise directory_problem(OSError(number, ""), "find the directory", directory)
     path = RunDir(directory).log
-    clean = for_terminal if sys.stdout.isatty() else str
+    clean, out = (for_terminal if sys.stdout.isatty() else str), unscreened(sys.stdout)
     lines: list[str] = []
     end = 0  # where the tail ends, the following begins: no line falls between the two
     try:
@@ -46,13 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise directory_problem(error, "read", path) from None
     for line in lines:
-        print(clean(line))
-    sys.stdout.flush()  # into a pipe too: what stands there is seen before the waiting begins
+        print(clean(line), file=out)
+    out.flush()  # into a pipe too: what stands there is seen before the waiting begins
     if arguments.follow:
         try:
             for text in follow(path, until=lambda: False, start=end):
-                sys.stdout.write(clean(text))
-                sys.stdout.flush()
+                out.write(clean(text))
+                out.flush()
         except KeyboardInterrupt:
             return 0
     return 0

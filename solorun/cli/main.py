@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
-from solorun.errors import BadUsage, SolorunError, advice, explain
+from solorun.cli.screen import put_up
+from solorun.errors import BadUsage, SolorunError, explain, system_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +35,15 @@ in the foreground is asked to stop, with checkpoint, when the connection ends; -
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
     _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown as "?"
-            stream.reconfigure(errors="replace")
+    streams = sys.stdout, sys.stderr
+    put_up()
+    try:
+        return _answered(argv)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _answered(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] | None = None
     at = words.index("--") if "--" in words else len(words)
@@ -55,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader left (`solorun status | head`); a second complaint at exit would only confuse.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except OSError as error:  # such as a working directory that was deleted
-        gone = isinstance(error, FileNotFoundError) and not error.filename
-        where = error.filename or ("the working directory" if gone else "the system")
-        print(f"solorun: {where}: {error.strerror or error}\n  next: {advice(error)}", file=sys.stderr)
+    except OSError as error:
+        print(f"solorun: {explain(system_problem(error))}", file=sys.stderr)
         return 1
     return code
 

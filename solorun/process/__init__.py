@@ -258,12 +258,27 @@ def may_signal(process: ProcessId) -> bool:
 def flock_sharers(device: int, inode: int) -> list[tuple[ProcessId, int]]:
     """Live processes, other than the caller, that have a flock on this file, each with the PID that took it.
 
-    A forked worker shares the lock of its parent, and keeps it when the parent is gone.
+    A forked worker shares the lock of its parent, and keeps it when the parent is gone. Of a taker that is gone the
+    PID may be told as 0.
     """
     own = os.getpid()
     found = ((pid, _system.flock_taker(pid, device, inode)) for pid in _system.pids() if pid != own)
-    named = ((identify(pid), taker) for pid, taker in found if taker)
+    named = ((identify(pid), taker) for pid, taker in found if taker is not None)
     return [(one, taker) for one, taker in named if one is not None]
+
+
+def flocked() -> frozenset[int]:
+    """The inode numbers of what somebody has a flock on, as far as may be seen: one look for many files."""
+    found: frozenset[int] = _system.flocked()
+    return found
+
+
+def lock_heirs(device: int, inode: int) -> list[ProcessId]:
+    """Live processes that have a flock which they did not take, and whose taker has let go of it or is gone."""
+    found = flock_sharers(device, inode)
+    holders = {one.pid for one, _ in found}
+    # Who took it itself is about to publish, or to let go.
+    return [] if any(taker in holders for _, taker in found) else [one for one, _ in found]
 
 
 def argv(pid: int) -> tuple[str, ...]:

@@ -315,9 +315,14 @@ def open_directories(pid: int) -> list[str] | None:  # noqa: ARG001 - one signat
     return None
 
 
-def flock_taker(pid: int, device: int, inode: int, psutil: Any = None) -> int:  # noqa: ARG001 - as has_open
-    """The PID that took the flock which this process has on a file. macOS does not tell: always 0."""
-    return 0
+def flock_taker(pid: int, device: int, inode: int, psutil: Any = None) -> int | None:  # noqa: ARG001 - as has_open
+    """The PID that took the flock which this process has on a file. macOS does not tell: always None."""
+    return None
+
+
+def flocked() -> frozenset[int]:
+    """The inode numbers of what somebody has a flock on. macOS does not tell: always empty."""
+    return frozenset()
 
 
 def send(pid: int, started: int, number: int, psutil: Any = None, raw_start: Callable[[int], int] = _raw_start) -> bool:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # a status of a thousand idle directories needs neither
 _HZ = os.sysconf("SC_CLK_TCK")
 _DEAD = frozenset("ZXx")
 _PR_SET_NAME = 15
+_FIRST_NAMESPACE = "pid:[4026531836]"
+"""The PID namespace of the machine itself: a constant of the kernel."""
 
 
 def here() -> Here:
@@ -28,11 +30,14 @@ def here() -> Here:
     host = os.uname().nodename
     machine = _read_line("/etc/machine-id") or _read_line("/var/lib/dbus/machine-id")
     boot = _read_line("/proc/sys/kernel/random/boot_id")
+    return Here(host, f"{host}/{machine}", boot, _namespace())
+
+
+def _namespace() -> str:
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
-        namespace = ""
-    return Here(host, f"{host}/{machine}", boot, namespace)
+        return ""
 
 
 def probe(pid: int) -> Sighting:
@@ -238,9 +243,11 @@ def files_open_below(pid: int, directory: str) -> list[OpenFile]:
     for fd in _descriptors(pid):
         try:
             path = os.readlink(f"/proc/{pid}/fd/{fd}")
+            # A deleted file is in no directory, least of all in one that was made anew under the old path.
+            is_there = path.startswith(below) and os.stat(f"/proc/{pid}/fd/{fd}").st_nlink > 0
         except OSError:  # closed meanwhile
             continue
-        if path.startswith(below):
+        if is_there:
             found.append(OpenFile(path, _opened_to_write(pid, fd)))
     return found
 
@@ -261,7 +268,7 @@ def _opened_to_write(pid: int, fd: str) -> bool:
 
 def has_flock(pid: int, device: int, inode: int) -> bool:
     """Whether the process holds a `flock` on this file or directory; False where it may not be read."""
-    return flock_taker(pid, device, inode) != 0
+    return flock_taker(pid, device, inode) is not None
 
 
 def answers(pid: int, number: int) -> str:
@@ -300,19 +307,38 @@ def open_directories(pid: int) -> list[str] | None:
     return sorted({link for link in links if os.path.isdir(link) and os.path.isabs(link)})
 
 
-def flock_taker(pid: int, device: int, inode: int) -> int:
-    """The PID that took the flock which this process has on a file, perhaps its parent's; 0 where it has none."""
+def flock_taker(pid: int, device: int, inode: int) -> int | None:
+    """The PID that took the flock which this process has on a file, perhaps its parent's; None where it has none.
+
+    In a PID namespace the kernel tells 0 of one that is gone: that is a lock all the same.
+    """
     for name in _descriptors(pid):
         try:
             seen = os.stat(f"/proc/{pid}/fd/{name}")
         except OSError:
             continue
-        if (seen.st_dev, seen.st_ino) == (device, inode):
-            for line in _read_bytes(f"/proc/{pid}/fdinfo/{name}").splitlines():
-                words = line.split()
-                if words[:1] == [b"lock:"] and words[2] == b"FLOCK":
-                    return int(words[5])
-    return 0
+        if (seen.st_dev, seen.st_ino) == (device, inode) and (flock := _flock(pid, name)) is not None:
+            return int(flock[5])
+    return None
+
+
+def _flock(pid: int, name: str) -> list[bytes] | None:
+    """The words of the flock that a descriptor carries: `lock: 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE ...`."""
+    for line in _read_bytes(f"/proc/{pid}/fdinfo/{name}").splitlines():
+        words = line.split()
+        if words[:1] == [b"lock:"] and words[2] == b"FLOCK":
+            return words
+    return None
+
+
+def flocked() -> frozenset[int]:
+    """The inode numbers of what somebody has a flock on, as far as may be seen."""
+    if _namespace() == _FIRST_NAMESPACE:
+        lines = [line.split() for line in _read_bytes("/proc/locks").splitlines()]
+        return frozenset(int(words[5].rpartition(b":")[2]) for words in lines if words[1:2] == [b"FLOCK"])
+    # In a container that list leaves out the locks of the dead, which are the ones that are looked for.
+    found = (_flock(pid, name) for pid in pids() for name in _descriptors(pid))
+    return frozenset(int(words[6].rpartition(b":")[2]) for words in found if words)
 
 
 def send(pid: int, started: int, number: int) -> bool:
