@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 # macOS refuses one write of 2 GiB or more, and Linux cuts it short.
 _BLOCK = 1 << 26
@@ -132,6 +133,23 @@ def replacing(final: Path) -> Iterator[PrivateFile]:
     finally:
         os.close(file.descriptor)
     sync_directory(final.parent)
+
+
+@contextmanager
+def nameless(beside: Path) -> Iterator[BinaryIO]:
+    """An empty file without a name, for reading and writing; it is gone with whoever writes it.
+
+    Args:
+        beside: a final name in its directory. Files without a name from the beginning are not everywhere: a kill before
+            this one has lost its name leaves a private file, which `clear_dead` knows by the final name.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    file = _create(beside)
+    with os.fdopen(file.descriptor, "w+b") as stream:
+        file.path.unlink()
+        yield stream
 
 
 def sync_directory(directory: Path) -> None:

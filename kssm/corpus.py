@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kssm import tokenfile, vocabulary
-from kssm.atomicfile import clear_dead, reason, remedy, replacing
+from kssm.atomicfile import clear_dead, nameless, reason, remedy, replacing
 from kssm.errors import CorpusError, Stopped
 from kssm.parts import Allotted, ByDocument, Survey, Tail, allot, divide, survey
 from kssm.texts import PIECE, Piece, TextSource, text_source
@@ -196,7 +195,7 @@ def _make(
     # The tokenizer first: a token file under its final name always has its tokenizer beside it.
     with replacing(_tokenizer_path(path)) as file:
         file.write(tokenizer.document.encode())
-    with replacing(path) as file, tempfile.TemporaryFile(dir=cache_dir) as later:
+    with replacing(path) as file, nameless(path) as later:
         writer = TokenWriter(file, later, tokenizer.size)
         pieces = allot(watch.pieces(text, "tokenizing", seen.bytes), seen, plan)
         for group, encoded in _encode(tokenizer, _groups(pieces)):

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from kssm import checkpoint
+from kssm.atomicfile import reason, remedy
 from kssm.checkpoint import Saved
 from kssm.errors import CheckpointError, NoRoom
 from kssm.pause import Clocked, Pause, State, Task, megabytes
@@ -96,7 +97,11 @@ class Saves:
         self._had_reserve = self._told_of_reserve = False
 
     def __enter__(self) -> Self:
-        self._reserve = Reserve(self._guard.directory)
+        try:
+            self._reserve = Reserve(self._guard.directory)
+        except OSError as error:  # a faulty disk costs the reserve, not the run
+            self._report.say(f"WARNING: no reserve on the disk: {reason(error)} ({remedy(error)})")
+            self._told_of_reserve = True
         return self
 
     def __exit__(
@@ -289,7 +294,7 @@ class Saves:
 
     def _make_up(self, failed: _Pending, error: NoRoom, *, last: bool) -> None:
         """Save the state of now in the reserve's room, then what failed, and wait for room to go on."""
-        reserve = self._reserve = self._reserve or Reserve(self._guard.directory)
+        reserve = self._reserve = self._reserve or self._opened_late(failed)
         self._had_reserve |= reserve.free()  # first: the journal needs a little of that room too
         self._guard.event("save failed", step=failed.step, what=error.what)
         owed = [failed] if failed.best and failed.is_fresh else []
@@ -307,6 +312,14 @@ class Saves:
             raise
         if failed.best and not owed:
             failed.failed()
+
+    def _opened_late(self, failed: _Pending) -> Reserve:
+        directory = self._guard.directory
+        try:
+            return Reserve(directory)
+        except OSError as error:
+            failed.failed()
+            raise CheckpointError(f"cannot save in {directory}: {reason(error)}", remedy(error)) from error
 
     def _try(self, snapshot: Snapshot, best: bool, last: bool) -> bool:
         """Write a checkpoint here and now; False where there is no room."""

@@ -94,9 +94,12 @@ def close_dead(directory: int, path: Path, last: RunRecord | None, now: float, h
         The record of the last run as it should have been left; None when it needs no change.
 
     Raises:
-        OSError: the journal cannot be written.
+        OSError: the journal cannot be read or written.
     """
-    events = list(read_events(directory, ("started", "adopted", "stop requested", "killed", *OVER), _RECENT))
+    # An end that could not be read is not an end that is missing: a second one would be written.
+    events = list(
+        read_events(directory, ("started", "adopted", "stop requested", "killed", *OVER), _RECENT, strict=True)
+    )
     over = {event.get("run_id") for event in events if event["event"] in OVER}
     closed = None
     if last is not None and last.state == "running":

@@ -243,17 +243,27 @@ def _plain(value: Any) -> Any:
     return number if abs(number) < _ENDLESS else None  # no number at all is not less either
 
 
-def read_events(directory: int, names: Collection[str] = (), last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+def read_events(
+    directory: int, names: Collection[str] = (), last_bytes: int | None = None, *, strict: bool = False
+) -> Iterator[dict[str, Any]]:
     """The events of a directory, oldest first; torn lines are passed over. Flat in memory however long the journal is.
 
     Args:
         directory: descriptor of the results directory.
         names: only these events; empty for all. Other lines are not even parsed.
         last_bytes: only what stands in the last so many bytes of the journal; None for all of it.
+        strict: for who concludes something from an event that is missing.
+
+    Raises:
+        OSError: the journal is there and cannot be read; only where that is asked for by `strict`.
     """
     try:
         fd = os.open(EVENTS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return
     except OSError:
+        if strict:
+            raise
         return
     wanted = [name.encode() for name in names]
     try:
@@ -265,7 +275,7 @@ def read_events(directory: int, names: Collection[str] = (), last_bytes: int | N
         if last_bytes is not None and (size := os.fstat(fd).st_size) > last_bytes:
             file.seek(size - last_bytes - 1)
             file.readline(_LONGEST_LINE)  # the rest of a line whose beginning was left out
-        for line in _short_lines(file):
+        for line in _short_lines(file, strict=strict):
             if wanted and not any(name in line for name in wanted):
                 continue
             try:
@@ -276,7 +286,7 @@ def read_events(directory: int, names: Collection[str] = (), last_bytes: int | N
                 yield event
 
 
-def _short_lines(file: IO[bytes]) -> Iterator[bytes]:
+def _short_lines(file: IO[bytes], *, strict: bool) -> Iterator[bytes]:
     """The lines of a file, without those that no event is as long as: a crash may leave a gigabyte without an end."""
     try:
         while line := file.readline(_LONGEST_LINE):
@@ -286,7 +296,8 @@ def _short_lines(file: IO[bytes]) -> Iterator[bytes]:
             while line and not line.endswith(b"\n"):
                 line = file.readline(_LONGEST_LINE)
     except OSError:  # a directory, a disk with a bad sector: what was read so far is told
-        return
+        if strict:
+            raise
 
 
 def write_all(fd: int, data: bytes) -> None:

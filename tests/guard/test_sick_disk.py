@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -136,3 +137,17 @@ def test_an_archive_that_is_cut_short_leaves_the_newest_checkpoint_where_it_is(r
     assert {name for name in names(results) if name.startswith("checkpoint_")} == {
         "checkpoint_10.state", "checkpoint_15.state",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_a_journal_that_cannot_be_read_gets_no_second_end_of_a_run(number: int, results: Path, refuse: Any) -> None:
+    with solorun.hold(results, settle_s=0):
+        pass
+    mended = refuse("open", number, "events.jsonl")
+    with solorun.hold(results, settle_s=0):
+        mended()
+    with solorun.hold(results, settle_s=0):
+        pass
+    lines = map(json.loads, (results / "events.jsonl").read_text().splitlines())
+    ends = [line["run_id"] for line in lines if line["event"] == "ended"]
+    assert len(ends) == len(set(ends)) == 3

@@ -236,3 +236,18 @@ def test_room_that_is_seen_is_used_soon_and_a_quota_is_asked_rarely(
     waited: float, tries: int, free: int, due: bool
 ) -> None:
     assert is_due(waited, tries, free, needed=10) is due
+
+
+def test_a_directory_in_which_no_reserve_can_be_kept_costs_the_reserve_and_not_the_run(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_directory: Path) -> Reserve:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(saves_room, "Reserve", refused)
+    guard = StandIn(tmp_path / "run")
+    guard.directory.mkdir()
+    result, lines = run(guard, text, tmp_path / "cache")
+    assert result.complete
+    (said,) = (line for line in lines if "no reserve" in line)
+    assert said.startswith("WARNING: no reserve on the disk: input/output error (the disk reports a fault:")
