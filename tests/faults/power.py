@@ -96,7 +96,7 @@ def train(directory: Path, first: int = 1) -> None:
                 saves.finish()
 
 
-def _restarted() -> None:
+def restarted() -> None:
     """Be of an earlier boot: the power cut lies between this process and who looks at what it left."""
     process._place[:] = [replaced(process.here(), boot="an-earlier-boot")]
 
@@ -106,7 +106,7 @@ def lay_a_dead_run(directory: Path) -> None:
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            _restarted()
+            restarted()
             with solorun.hold(directory, settle_s=0) as run:
                 checkpoint.save(directory, snapshot(3, "before", ("before",)))
                 run.event("saved", step=3, path="checkpoint_3.safetensors", digest="")
@@ -118,9 +118,15 @@ def lay_a_dead_run(directory: Path) -> None:
     os.waitpid(child, 0)
 
 
-def judge_run(directory: Path, promises: Promises) -> list[str]:
-    """What the next start would find wrong."""
-    wrong = _judge_files(directory, promises)
+def judge_run(directory: Path, promises: Promises, *, files: bool = True) -> list[str]:
+    """What the next start would find wrong.
+
+    Args:
+        directory: as the cut has left it.
+        promises: that were made before.
+        files: whether all that the journal and run.json ever held is known.
+    """
+    wrong = _judge_files(directory, promises) if files else []
     best = directory / checkpoint.BEST
     if best.exists() and not checkpoint.load(best).snapshot.tensors:
         wrong.append("an empty best model")
@@ -203,7 +209,7 @@ class Bench:
         scenario.lay(directory)
 
         def act() -> None:
-            _restarted()
+            restarted()
             scenario.act(directory)
 
         return record(directory, act, self.place / "trace")
