@@ -217,5 +217,6 @@ def _delete_if_dead(path: Path) -> bool:
     except OSError:
         pass
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # a network disk tells what the dead writer's bytes met: nobody needs them
+            os.close(descriptor)
     return False

@@ -199,11 +199,11 @@ class Claim:
         Args:
             withdraw: whether to take label and record down; what a sick disk keeps of them, the next start clears.
         """
+        self.log.close()  # first: with no file left to open, the label could not be told for ours
         if withdraw:
             with contextlib.suppress(OSError):
                 self.lock.withdraw()
         self.lock.close()
-        self.log.close()
 
     def _complain(self, line: str) -> None:
         """To the log and to whoever sees standard errors: where the log cannot be written, nobody would know."""

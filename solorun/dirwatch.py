@@ -69,15 +69,17 @@ class _Polling(_Wakeable):
 class _Inotify(_Wakeable):
     def __init__(self, directory: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
+        begin, add = libc.inotify_init1, libc.inotify_add_watch
+        super().__init__()
+        self._fd = begin(_IN_NONBLOCK_CLOEXEC)
         if self._fd < 0:
+            super().close()
             raise OSError(ctypes.get_errno(), "inotify_init1")
         events = _IN_CLOSE_WRITE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
         # By descriptor, not by path: the path may already lead elsewhere.
-        if libc.inotify_add_watch(self._fd, f"/proc/self/fd/{directory}".encode(), events) < 0:
-            os.close(self._fd)
+        if add(self._fd, f"/proc/self/fd/{directory}".encode(), events) < 0:
+            self.close()
             raise OSError(ctypes.get_errno(), "inotify_add_watch")
-        super().__init__()
 
     def wait(self, timeout_s: float) -> None:
         if self._fd in _wait_for_one_of((self._fd, self._read), timeout_s):
@@ -93,16 +95,22 @@ if sys.platform == "darwin":
     class _Kqueue(_Wakeable):
         def __init__(self, directory: int) -> None:
             super().__init__()
-            self._queue = select.kqueue()
+            try:
+                self._queue = select.kqueue()
+            except BaseException:
+                super().close()
+                raise
             notes = select.KQ_NOTE_WRITE | select.KQ_NOTE_DELETE | select.KQ_NOTE_RENAME
             add = select.KQ_EV_ADD | select.KQ_EV_CLEAR
-            self._queue.control(
-                [
-                    select.kevent(directory, select.KQ_FILTER_VNODE, add, notes),
-                    select.kevent(self._read, select.KQ_FILTER_READ, select.KQ_EV_ADD),
-                ],
-                0,
-            )
+            changes = [
+                select.kevent(directory, select.KQ_FILTER_VNODE, add, notes),
+                select.kevent(self._read, select.KQ_FILTER_READ, select.KQ_EV_ADD),
+            ]
+            try:
+                self._queue.control(changes, 0)
+            except BaseException:
+                self.close()
+                raise
 
         def wait(self, timeout_s: float) -> None:
             self._queue.control(None, 8, timeout_s)

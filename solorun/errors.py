@@ -85,6 +85,7 @@ _ADVICE = {
     errno.ELOOP: "the path goes in circles through symbolic links: correct them",
     errno.EAGAIN: "too many processes or threads: end some, or raise the limit with `ulimit -u`",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
+    errno.EFBIG: "raise the file size limit (`ulimit -f`), or choose another disk",
     errno.EIO: "the disk reports a fault: look at the system log, and choose another disk",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EISDIR: "a directory stands in the place of a file: move it away",

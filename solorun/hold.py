@@ -236,12 +236,15 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
 
     def _take(self) -> Run:
         made = claim(self._directory, time.time, self._settle_s)
+        heartbeat: Heartbeat | None = None
         try:
             launcher = process.identify(self._launcher) if self._launcher else None
             made.publish(process.identify_self(), _command_line(), supervisor=None, adopted=True, launcher=launcher)
             heartbeat = _claimed_heartbeat(made)
             made.keep(lambda reason: self._stop.ask(reason))
         except BaseException as error:
+            if heartbeat is not None:
+                heartbeat.close()
             made.abandon()
             if isinstance(error, OSError):
                 raise directory_problem(error, "write in", self._directory) from None
@@ -261,6 +264,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         if held is None:
             return None
         made = Claim(held, run_id, None, time.time)
+        heartbeat: Heartbeat | None = None
         try:
             heartbeat = _claimed_heartbeat(made)
             owner = read_owner(held.fd)
@@ -271,6 +275,8 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
                 held.relabel(made.owner)
                 made.keep(lambda reason: self._stop.ask(reason))
         except BaseException:
+            if heartbeat is not None:
+                heartbeat.close()
             made.abandon(withdraw=False)
             raise
         return Run(made, heartbeat, self._stop, adopted=True)

@@ -147,9 +147,9 @@ class DirectoryLock:
         if not self.settle_s:
             return None
         sleep(self.settle_s)
-        if self.label_is_ours():
-            return None
         found = read_label(self.fd)
+        if isinstance(found, Label) and (found.inode, found.text) == (self._label_inode, self._text):
+            return None
         self.withdraw()
         if isinstance(found, Unknown):  # it may still be ours; nobody can say
             return found

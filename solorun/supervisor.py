@@ -21,7 +21,7 @@ from solorun.causes import MemoryDeaths
 from solorun.claim import Claim
 from solorun.claimants import own_name
 from solorun.closing import End
-from solorun.errors import BadUsage
+from solorun.errors import BadUsage, directory_problem
 from solorun.foreground import Foreground
 from solorun.frozen import dataclass
 from solorun.gate import CANNOT_EXECUTE, Execution, Gate
@@ -99,9 +99,11 @@ def supervise(
     """
     try:
         return _Supervisor(plan, made, audience, settings).run()
-    except BaseException:
+    except BaseException as error:
         # Else the label must go on telling that somebody writes here.
         made.abandon(withdraw=not process.carriers(made.run_id))
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise directory_problem(error, "supervise a command in", made.lock.path) from None
         raise
 
 
@@ -132,15 +134,16 @@ class _Supervisor:
         try:
             self.claim.publish(self.child, self.plan.argv, supervisor=self.me, adopted=False)
             self.claim.keep(self._stop_for_conflict)  # where no thread is left for it, nothing has run yet
+            self._put_files()
         except BaseException:
             self._turn_away(gate)
+            self._take_pid_file_away()
             self._restore()
             raise
         if self.asked is not None:  # before there was anything that could have heard it
             self._turn_away(gate)
             died_of_it = self.asked  # as a wait status: a number below 128 is a death by that signal
             return self._finish(died_of_it, "", time.monotonic() - began)
-        self._put_files()
         self._look_at_memory()
         failure = gate.let_through()
         if not failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -16,14 +17,14 @@ import solorun
 from solorun.claim import claim
 from solorun.cli.main import main
 from solorun.closing import OVER, End
-from solorun.label import look
-from solorun.owner import Gone, Held
+from solorun.owner import Gone
 from solorun.process import identify, identify_self, probe
 from solorun.rundir import EVENTS, LABEL, LOG, METRICS, OWNER, PRIVATE, RUN
 from tests.faults.shim import FIRST_THREAD, OPEN, OTHER_THREADS, READ, WITHOUT_LINKS, WITHOUT_UNNAMED, Shim
 from tests.faults.victims import Outcome, Scene, Stage, apart, contents
 
 CHECKPOINTS = {f"checkpoint_{step}.state": b"state of step %d" % step for step in (5, 10, 15)}
+_HELD = solorun.Held.exit_code
 _GROWING = (LOG, EVENTS, METRICS)
 
 
@@ -150,12 +151,20 @@ def _command(*words: str) -> Callable[[Stage], int]:
     return act
 
 
-def judge(stage: Stage, outcome: Outcome) -> Iterator[str]:
-    """What must be true of a results directory after anything."""
+def judge(stage: Stage, outcome: Outcome, patience_s: float = 0.0) -> Iterator[str]:
+    """What must be true of a results directory after anything.
+
+    Args:
+        stage: where.
+        outcome: of the victim.
+        patience_s: how long a command may live on when its supervisor was killed; so long it holds the directory.
+    """
     if not outcome.was_killed and not outcome.removals_failed and not _unseen(outcome):
         yield from left_behind(stage, "the failed run", outcome.before)
     yield from lost(stage, outcome)
-    code = apart(lambda: a_run(stage), stage.said)
+    deadline = time.monotonic() + patience_s
+    while (code := apart(lambda: a_run(stage), stage.said)) == _HELD and time.monotonic() < deadline:
+        time.sleep(0.005)
     if code:
         yield f"the next start failed ({code}): {stage.said.read_text()}"
         return
@@ -165,14 +174,6 @@ def judge(stage: Stage, outcome: Outcome) -> Iterator[str]:
     record = json.loads((stage.results / RUN).read_text())
     if record["state"] != "completed":
         yield f"run.json tells of a run that is {record['state']}"
-
-
-def _judge_later(stage: Stage, outcome: Outcome) -> Iterator[str]:
-    """The same, once a command whose supervisor was killed has ended: as long as it lives it holds the directory."""
-    deadline = time.monotonic() + 10
-    while isinstance(look(stage.results), Held) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    yield from judge(stage, outcome)
 
 
 def _unseen(outcome: Outcome) -> bool:
@@ -234,6 +235,8 @@ _HELLO = ("DIR", "--", "sh", "-c", "echo hello")
 _CHECKED = frozenset((0, 1, 4, 7))
 _STOPPED = frozenset((0, 1, 5, 7))
 
+_JUDGE_LATER = functools.partial(judge, patience_s=10.0)
+
 SCENES = (
     Scene("a first start", nothing, a_run, judge, flags=FIRST),
     Scene("a start after another", a_run_before, a_run, judge, flags=FIRST),
@@ -249,6 +252,6 @@ SCENES = (
     Scene("solorun check", a_killed_run, _command("check", "DIR"), judge, _CHECKED, most=1000),
     Scene("solorun stop", a_killed_run, _command("stop", "DIR"), judge, _STOPPED, most=1000),
     Scene("solorun recover", a_killed_run, _command("recover", "--yes", "DIR"), judge, _CHECKED | _STOPPED, most=1000),
-    Scene("solorun start", a_run_before, _command("start", *_HELLO), _judge_later, most=1000),
-    Scene("solorun start --wait", a_run_before, _command("start", "--wait", *_HELLO), _judge_later, most=1000),
+    Scene("solorun start", a_run_before, _command("start", *_HELLO), _JUDGE_LATER, most=1000),
+    Scene("solorun start --wait", a_run_before, _command("start", "--wait", *_HELLO), _JUDGE_LATER, most=1000),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 import solorun
-from solorun import waiting
+from solorun import process, waiting
 from solorun.errors import DirectoryProblem, directory_problem
+from solorun.lock import DirectoryLock, enter
+from solorun.owner import Unknown
 from solorun.rundir import LABEL, OWNER, PRIVATE
-from tests.guard.stage import Spawner, events, label_of, names, wait_until
+from tests.guard.stage import Spawner, events, label_of, names, owner_of, wait_until
 
 
 @pytest.fixture
@@ -151,3 +154,110 @@ def test_a_journal_that_cannot_be_read_gets_no_second_end_of_a_run(number: int, 
     lines = map(json.loads, (results / "events.jsonl").read_text().splitlines())
     ends = [line["run_id"] for line in lines if line["event"] == "ended"]
     assert len(ends) == len(set(ends)) == 3
+
+
+FEW_FILES = """
+    import os, resource, sys, solorun
+    results, (_, most) = sys.argv[1], resource.getrlimit(resource.RLIMIT_NOFILE)
+    with solorun.hold(results, settle_s=0):  # what is imported late, is now
+        pass
+    refused = 0
+    for limit in range(3, 64):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+        try:
+            with solorun.hold(results, settle_s=0):
+                break
+        except solorun.SolorunError as error:
+            refused += 1
+            assert error.exit_code in (1, 7) and error.next_step, error
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+        assert not {"training.lock", "training.owner.json"} & set(os.listdir(results)), limit
+        with solorun.hold(results, settle_s=0):
+            pass
+    assert refused > 3 and limit < 63
+    print("never in the way of the next")
+"""
+
+
+def test_a_start_without_files_left_to_open_is_refused_in_words_and_leaves_nothing(
+    results: Path, spawn: Spawner
+) -> None:
+    program = spawn.python(FEW_FILES, results)
+    assert program.wait() == 0, program.text()
+    assert "never in the way of the next" in program.text()
+
+
+SHORT_FILES = """
+    import os, resource, sys, solorun
+    results, (_, most) = sys.argv[1], resource.getrlimit(resource.RLIMIT_FSIZE)
+    refused = held = 0
+    for limit in range(0, 4000, 100):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        try:
+            with solorun.hold(results, settle_s=0) as run:
+                run.progress(1, 2, ce=1.5)
+            held += 1
+        except solorun.SolorunError as error:
+            refused += 1
+            assert "File too large" in error.what or "No space left" in error.what, error.what
+            assert error.next_step
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        marks = (".solorun", "training.lock", "training.owner")
+        left = [name for name in os.listdir(results) if name.startswith(marks)]
+        assert not left, (limit, left)
+    with solorun.hold(results, settle_s=0):
+        pass
+    assert refused and held, (refused, held)
+    print("nothing is left of what was cut short")
+"""
+
+
+def test_real_short_writes_leave_no_label_no_private_file_and_no_line_joined_to_another(
+    results: Path, spawn: Spawner
+) -> None:
+    program = spawn.python(SHORT_FILES, results)
+    assert program.wait() == 0, program.text()
+    ends = {}
+    for line in (results / "events.jsonl").read_bytes().splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            assert line.startswith(b'{"schema": 1') and line.count(b'"schema"') == 1, (
+                "half a line, and no second one in it"
+            )
+            continue
+        if event["event"] in ("ended", "found dead"):
+            ends[event["run_id"]] = ends.get(event["run_id"], 0) + 1
+    assert set(ends.values()) == {1}
+
+
+def test_a_command_that_cannot_be_looked_after_does_not_begin(results: Path, spawn: Spawner) -> None:
+    no_more = spawn.program(
+        "no_more.py",
+        """
+        import sys, threading
+        from solorun.cli.main import main
+        def refused(self):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = refused
+        sys.exit(main(["start", sys.argv[1], "--", "touch", sys.argv[1] + "/begun"]))
+        """,
+    )
+    start = spawn(sys.executable, str(no_more), str(results))
+    assert start.wait() == 1
+    assert "cannot supervise a command in" in start.text()
+    assert "ulimit -u" in start.text()
+    assert not {"begun", LABEL, OWNER} & names(results)
+
+
+def test_a_label_that_cannot_be_read_after_settling_is_not_called_another_trainers(results: Path, refuse: Any) -> None:
+    mended: list[Any] = []
+    lock = enter(results)
+    assert isinstance(lock, DirectoryLock)
+    assert lock.publish(owner_of(results, process.identify_self())) is None
+    read = lock.settle(lambda _s: mended.append(refuse("open", errno.EIO, LABEL)))
+    assert isinstance(read, Unknown), "it cannot be told, and is not called an old-style trainer's"
+    mended[0]()
+    lock.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kssm.atomicfile import clear_dead, reason, remedy, replacing
+from kssm.atomicfile import clear_dead, nameless, reason, remedy, replacing
 
 NAME = r"thing\.bin"
 
@@ -150,3 +150,40 @@ def test_every_disk_error_has_a_reason_and_a_remedy() -> None:
     assert reason(full) == "no space left on device"
     assert "free space" in remedy(full)
     assert remedy(OSError("odd"))
+
+
+def test_a_dead_writers_file_that_cannot_even_be_closed_is_cleared_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".thing.bin.1-0123abcd.tmp").write_bytes(b"half")
+    close = os.close
+
+    def refused(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "close", refused)
+    assert [path.name for path in clear_dead(tmp_path, NAME)] == [".thing.bin.1-0123abcd.tmp"]
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
+def test_a_file_without_a_name_is_gone_with_its_block_and_a_kill_before_that_leaves_what_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nameless(tmp_path / "thing.bin") as file:
+        file.write(b"for a while")
+        assert names(tmp_path) == []
+        file.seek(0)
+        assert file.read() == b"for a while"
+
+    def killed(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt), nameless(tmp_path / "thing.bin"):
+        pytest.fail("it must not begin")
+    monkeypatch.undo()
+    assert len(names(tmp_path)) == 1
+    clear_dead(tmp_path, NAME)
+    assert names(tmp_path) == []
