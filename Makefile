@@ -8,7 +8,7 @@ STEPS ?= 600
 READY = .venv/.ready
 PIP = $(BIN)/python3 -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: install train test lint bench clean
+.PHONY: install train test lint audit bench clean
 
 install: $(READY)
 
@@ -31,6 +31,17 @@ lint: install
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Of the code: ruff's security rules. Of what is installed: pip-audit, in an environment of its own, where it finds data.
+AUDIT = .venv/audit/bin/pip-audit
+audit: install
+	$(BIN)/ruff check --select S --ignore S603,S607 solorun kssm
+	@test -x $(AUDIT) || { $(BIN)/python3 -m venv .venv/audit && .venv/audit/bin/python3 -m pip --disable-pip-version-check \
+		install -qq pip-audit==2.10.1; } || { echo "skipped: pip-audit cannot be installed here, the packages were not audited"; rm -rf .venv/audit; }
+	@test ! -x $(AUDIT) || { $(AUDIT) --no-deps --disable-pip --progress-spinner off -r constraints.txt > .venv/audit/said 2>&1; code=$$?; \
+		if [ $$(grep -c 'could not be audited' .venv/audit/said) -ge $$(grep -c == constraints.txt) ] || grep -q Traceback .venv/audit/said; \
+		then echo "skipped: no data on vulnerabilities can be reached from here, the packages were not audited"; \
+		else cat .venv/audit/said; exit $$code; fi; }
 
 test: lint
 	$(BIN)/pytest

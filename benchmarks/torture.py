@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.machine import described
 from tests.faults.tally import Tally
 
-ATTACKS = ("fighting", "starting", "saving", "power", "powercut", "endurance", "corrupt", "syscalls")
+ATTACKS = ("fighting", "starting", "saving", "power", "powercut", "endurance", "corrupt", "exactness", "syscalls")
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS, DOCUMENT = ROOT / "benchmarks/results/torture.json", ROOT / "docs/guarantees.md"
 BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"

@@ -58,8 +58,13 @@ class Carried:
         blocks = enumerate(self._state or ())
         return {f"{_PREFIX}{block}.{n}": tensor for block, left in blocks for n, tensor in enumerate(left)}
 
-    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device, step: int = -1) -> None:
         """Go on where a snapshot was made.
+
+        Args:
+            tensors: of the snapshot.
+            device: where the state shall be.
+            step: the next one; a snapshot without a state is enough where the rows begin anew.
 
         Raises:
             CheckpointError: it has no such state.
@@ -72,6 +77,8 @@ class Carried:
                     raise CheckpointError(f"the checkpoint's {name} is no part of a carried state", _ANOTHER)
                 block, n = map(int, place.groups())
                 saved.setdefault(block, {})[n] = tensor.to(device, copy=True)
+        if not saved and step >= 0 and self._begins(step):  # saved so by an earlier version, after a stop
+            return
         if not saved:
             raise CheckpointError("the checkpoint has no carried state", "use --fresh to archive it and start anew")
         self._state = tuple(tuple(saved[block][n] for n in sorted(saved[block])) for block in sorted(saved))

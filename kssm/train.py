@@ -289,7 +289,7 @@ def _assemble(
     if found is not None:
         restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
         if stepper.carried is not None:
-            stepper.carried.restore(found.snapshot.tensors, compute.device)
+            stepper.carried.restore(found.snapshot.tensors, compute.device, state.step)
         _say_what_changed(found, plan, compute, report)
         _receipt(found, batch(state.step), report)
     else:

@@ -1,6 +1,7 @@
 """Settings as a person made them: `solorun.toml`, overruled by the environment, overruled by flags.
 
-The file is read strictly: an unknown key or a wrong value is told with the file and the key, never passed over.
+The file is read strictly: an unknown key or a wrong value is told with the file and the key, never passed over. It can
+run commands (a run's, a notice's, on a host), so one that another user may have written is not used.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import os
 from solorun.errors import BadUsage
 from solorun.frozen import replace
 from solorun.settings import HostEntry, NotifyEntry, RunEntry, Settings
+from solorun.wording import printable, shell_word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -25,20 +27,26 @@ _LARGEST = 1 << 20
 _WAYS = ("command", "webhook", "apprise")
 
 
-def load(cwd: str | os.PathLike[str], environment: Mapping[str, str]) -> Settings:
+def load(
+    cwd: str | os.PathLike[str], environment: Mapping[str, str], tell: Callable[[str], None] = lambda _line: None
+) -> Settings:
     """The settings in force for a working directory.
 
     Args:
         cwd: `solorun.toml` is looked for here and in every directory above.
-        environment: SOLORUN_ROOTS, paths separated as in PATH, overrules the file.
+        environment: SOLORUN_ROOTS, paths separated as in PATH, overrules the file. SOLORUN_TRUST, likewise, names
+            directories whose file is used whoever may write it.
+        tell: told in a line each file that was passed over because another user may have written it.
 
     Raises:
         BadUsage: the file cannot be read, has an unknown key, or a value of the wrong kind.
     """
-    place = next((d for d in _upwards(os.fspath(cwd)) if os.path.isfile(os.path.join(d, FILE))), None)
-    if place is not None:
-        settings = _read(os.path.join(place, FILE))
-    else:
+    settings: Settings | None = None
+    for place in _upwards(os.fspath(cwd)):
+        path = os.path.join(place, FILE)
+        if os.path.isfile(path) and (settings := _read(path, environment, tell)) is not None:
+            break
+    if settings is None:
         settings = replace(Settings(), roots=tuple(os.path.join(cwd, root) for root in Settings().roots))
     if roots := environment.get("SOLORUN_ROOTS"):
         settings = replace(settings, roots=tuple(root for root in roots.split(os.pathsep) if root))
@@ -53,11 +61,16 @@ def _upwards(directory: str) -> Iterator[str]:
         yield directory
 
 
-def _read(path: str) -> Settings:
+def _read(path: str, environment: Mapping[str, str], tell: Callable[[str], None]) -> Settings | None:
+    """None for a file that is not to be used."""
     import tomllib  # without a file, the parser is not even loaded
 
     try:
         with open(path, "rb") as file:
+            if stranger := _stranger(os.fstat(file.fileno()), path, environment):  # of what is read, not of its name
+                place = shell_word(os.path.dirname(path))
+                tell(f"passed over {printable(path)}: {stranger}; SOLORUN_TRUST={place} uses it")
+                return None
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
@@ -67,6 +80,23 @@ def _read(path: str) -> Settings:
     except (OSError, ValueError) as error:
         raise BadUsage(f"{path} cannot be read: {error}", "correct that file") from None
     return _Reader(path).settings(raw)
+
+
+def _stranger(facts: os.stat_result, path: str, environment: Mapping[str, str]) -> str:
+    """Why a file may say what another user wants; empty where it is this user's, root's, or trusted."""
+    trusted = [place for place in environment.get("SOLORUN_TRUST", "").split(os.pathsep) if place]
+    if os.path.realpath(os.path.dirname(path)) in map(os.path.realpath, trusted):
+        return ""
+    ours = {0, os.geteuid()}
+    if os.geteuid() == 0 and environment.get("SUDO_UID", "").isdigit():
+        ours.add(int(environment["SUDO_UID"]))  # who may become root need not be kept from root's commands
+    # A link or a second name that another user made of one's own file has one's own words mean files beside it.
+    owners = {facts.st_uid, os.lstat(path).st_uid}
+    if facts.st_nlink > 1:
+        owners.add(os.stat(os.path.dirname(path)).st_uid)
+    if strange := sorted(owners - ours):
+        return f"it belongs to another user (uid {strange[0]})"
+    return "anybody may write it" if facts.st_mode & 0o002 else ""
 
 
 class _Reader:

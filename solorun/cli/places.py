@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def current_settings() -> Settings:
     """The settings in force here."""
-    return settingsfile.load(os.getcwd(), os.environ)
+    return settingsfile.load(os.getcwd(), os.environ, note)
 
 
 def roots(named: Sequence[str], settings: Settings, tell: Callable[[str], None] = lambda _line: None) -> list[str]:

@@ -102,10 +102,15 @@ class ForkedTrainer:
 
 
 @contextmanager
-def forked_trainer(cache: Path) -> Iterator[ForkedTrainer]:
-    """A server of trainers that keep their token files in a folder; it ends with the block."""
+def forked_trainer(cache: Path, program: str = SERVER) -> Iterator[ForkedTrainer]:
+    """A server of trainers that keep their token files in a folder; it ends with the block.
+
+    Args:
+        cache: that folder.
+        program: of the server, which may do something to each trainer first.
+    """
     environment = {**os.environ, "KSSM_CACHE": str(cache), "OMP_NUM_THREADS": "1", "SOLORUN_SHARE_ACCELERATOR": "1"}
-    command = [sys.executable, "-c", SERVER]
+    command = [sys.executable, "-c", program]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **pipes) as server:  # type: ignore[call-overload]
         assert server.stdout.readline() == "ready\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from solorun.errors import BadUsage
 from solorun.settings import Settings, state_directory
-from solorun.settingsfile import load
+from solorun.settingsfile import FILE, load
 
 
 def test_without_a_file_the_defaults_stand_below_the_working_directory(tmp_path: Path) -> None:
@@ -154,3 +155,47 @@ def test_the_example_in_the_documentation_is_right_and_has_every_key(tmp_path: P
     assert all(getattr(found, key) == getattr(plain, key) for key in set(Settings.__slots__) - lists)
     assert found.hosts[0].command == ("~/kssm/.venv/bin/solorun",)
     assert len(found.notify) == 3
+
+
+def _foreign(tmp_path: Path) -> Path:
+    """A project of another user's, below a directory that anybody may enter."""
+    (tmp_path / "theirs" / "deep").mkdir(parents=True)
+    (tmp_path / "theirs" / FILE).write_text('roots = ["theirs"]\n[[notify]]\ncommand = ["./evil"]\n')
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    os.chown(tmp_path / "theirs" / FILE, 65534, 65534)
+    return tmp_path / "theirs"
+
+
+def test_another_users_file_in_a_directory_above_runs_nothing_and_stands_in_nobodys_way(tmp_path: Path) -> None:
+    place = _foreign(tmp_path)
+    said: list[str] = []
+    assert load(place / "deep", {}, said.append).notify == ()
+    assert len(said) == 1
+    assert f"passed over {place / FILE}: it belongs to another user (uid 65534)" in said[0]
+    (tmp_path / FILE).write_text('roots = ["mine"]')
+    assert load(place / "deep", {}).roots == (str(tmp_path / "mine"),), "one's own further up counts"
+    assert load(place / "deep", {"SOLORUN_TRUST": f"/nowhere:{place}"}).notify[0].command == (str(place / "./evil"),)
+    assert load(place / "deep", {"SUDO_UID": "65534"}).notify, "who became root by sudo has run it as root"
+
+
+def test_a_file_that_anybody_may_write_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('roots = ["theirs"]')
+    (tmp_path / FILE).chmod(0o666)
+    said: list[str] = []
+    assert load(tmp_path, {}, said.append).roots != (str(tmp_path / "theirs"),)
+    assert "anybody may write it" in said[0]
+
+
+@pytest.mark.parametrize("way", ["symbolic", "hard"])
+def test_ones_own_file_under_a_name_that_another_user_made_is_passed_over(tmp_path: Path, way: str) -> None:
+    place = _foreign(tmp_path)
+    (place / FILE).unlink()
+    (tmp_path / "own.toml").write_text('[[notify]]\ncommand = ["./tell"]\n')
+    if way == "symbolic":
+        (place / FILE).symlink_to(tmp_path / "own.toml")
+        os.lchown(place / FILE, 65534, 65534)
+    else:
+        os.link(tmp_path / "own.toml", place / FILE)
+        os.chown(place, 65534, 65534)
+    assert load(place, {}).notify == (), "./tell would be theirs"

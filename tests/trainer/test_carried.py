@@ -148,6 +148,9 @@ def test_a_lost_state_would_have_been_another_run() -> None:
 def test_a_checkpoint_without_the_state_is_refused() -> None:
     with pytest.raises(CheckpointError, match="has no carried state"):
         Carried(lambda _step: False).restore({"weights.x": torch.zeros(1)}, CPU.device)
+    with pytest.raises(CheckpointError, match="has no carried state"):
+        Carried(lambda step: step == 7).restore({}, CPU.device, 6)
+    Carried(lambda step: step == 7).restore({}, CPU.device, 7)
 
 
 def test_micro_batches_that_memory_halves_keep_their_rows_in_order() -> None:
