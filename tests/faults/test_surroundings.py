@@ -152,7 +152,6 @@ THREADLESS = """
 def test_where_no_thread_is_left_the_command_has_not_run(spawn: Spawner, results: Path) -> None:
     said = spawn.python(THREADLESS, results)
     assert said.wait() == 1
-    assert "no thread is left for the guard" in said.text()
     assert "ulimit -u" in said.text()
     assert not {"ran", "training.lock", "training.owner.json"} & names(results)
     assert spawn.solorun("start", results, "--", "true").wait() == 0
