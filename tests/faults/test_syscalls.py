@@ -38,6 +38,7 @@ SAME = {
 COUNTED = ("open", "pwrite", "write", "fsync", "rename", "link", "unlink", "mkdir", "ftruncate")
 
 
+@pytest.mark.timeout(600)  # half a minute on two free cores
 def test_no_fault_at_any_call_costs_a_lock_a_checkpoint_a_line_or_a_clear_word() -> None:
     found = attack(2026, 0.0)
     assert not found.failures, str(found)
