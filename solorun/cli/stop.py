@@ -106,6 +106,9 @@ def _not_ended(directory: Path, where: str, result: StillRunning, settings: Sett
         seen = process.probe(pid)
         if isinstance(seen, Alive) and seen.state in _STATES:
             evidence.append(f"PID {pid} is {_STATES[seen.state]}")
+    if killed and 1 in result.pids:  # the kernel spares the first process of a PID namespace what is sent from inside
+        evidence.append("PID 1 of a container cannot be killed from inside it; its directory stays held")
+        return NotEnded(what, f"end its container from outside, then there: solorun recover {where}", tuple(evidence))
     if killed:
         evidence.append("it was sent SIGKILL, and dies as soon as the kernel lets go of it; its directory stays held")
         return NotEnded(what, f"look again: solorun stop {where}", tuple(evidence))

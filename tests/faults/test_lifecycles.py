@@ -82,3 +82,26 @@ def test_in_a_container_too_a_stop_finds_the_worker_that_keeps_a_dead_trainers_l
         pytest.skip("no PID namespaces here")
     assert "no run to stop" not in inside.text()
     assert "ended" in inside.text() or "stopped" in inside.text()
+
+
+FIRST = """
+    import os, signal, subprocess, sys
+    import solorun
+    with solorun.hold(sys.argv[1], settle_s=0) as run:
+        outside = {name: value for name, value in os.environ.items() if name != "SOLORUN_RUN_ID"}
+        subprocess.Popen([sys.executable, "-m", "solorun", "stop", sys.argv[1]], env=outside, start_new_session=True)
+        while not run.should_stop:
+            signal.sigtimedwait([], 0.05)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="takes a PID namespace, and root to make one")
+def test_a_trainer_that_is_pid_1_hears_a_stop(spawn: Spawner, results: Path) -> None:
+    contained = ("unshare", "--pid", "--fork", "--mount-proc", sys.executable, str(spawn.program("first.py", FIRST)))
+    inside = spawn(*contained, str(results))
+    code = inside.wait()
+    if "unshare failed" in inside.text():
+        pytest.skip("no PID namespaces here")
+    assert code == 143, inside.text()
+    assert "asking PID 1 to stop (SIGTERM)" in inside.text()
+    assert state(results) == "Idle"

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from solorun.cli.stop import _not_ended
 from solorun.label import read_owner
 from solorun.logs import last_lines
+from solorun.settings import Settings
+from solorun.stop import StillRunning
 from tests.faults.surroundings import attack, controls
 from tests.guard.stage import NOBODY, Spawner, Terminal, label_of, names, run_record, wait_until
 
@@ -174,3 +177,9 @@ def test_who_writes_into_a_deleted_directory_is_nobodys_in_the_one_made_anew(spa
     said = spawn.solorun("recover", "--dry-run", results)
     assert said.wait() == 0, said.text()
     assert "nothing to do" in said.text()
+
+
+def test_who_kills_pid_1_of_a_container_from_inside_is_told_that_only_the_outside_can(results: Path) -> None:
+    error = _not_ended(results, "mine", StillRunning("starting", (1,)), Settings(), killed=True)
+    assert "PID 1 of a container cannot be killed from inside it; its directory stays held" in error.evidence
+    assert error.next_step == "end its container from outside, then there: solorun recover mine"
