@@ -2,7 +2,7 @@
 
     python3 -m benchmarks.torture                      every attack, one after the other: some hours
     python3 -m benchmarks.torture saving --seed 7      one of them, as it was seen to fail
-    python3 -m benchmarks.torture --share 0.01         a hundredth of each, to try it out; nothing is written
+    python3 -m benchmarks.torture --share 0.01         a hundredth of each, to try it out; --keep writes that down too
     python3 -m benchmarks.torture --page-only          attacks nothing, writes the page from the counts there are
 
 An attack is a module of `tests/faults`; what it does and what must be true afterwards stands there.
@@ -32,7 +32,10 @@ BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """One attack in its long form: what it counted, with which seed, when, for how many seconds, on what."""
+    """One attack: what it counted, with which seed, when, for how many seconds, at which commit, on what.
+
+    `share` is of the long form, 1.0 for all of it.
+    """
 
     tally: Tally
     seed: int
@@ -40,6 +43,7 @@ class Counted:
     seconds: int
     commit: str
     machine: str
+    share: float = 1.0
 
 
 def attacked(name: str, seed: int, share: float) -> Counted:
@@ -47,7 +51,7 @@ def attacked(name: str, seed: int, share: float) -> Counted:
     began = time.monotonic()
     tally: Tally = importlib.import_module(f"tests.faults.{name}").attack(seed, share)
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return Counted(tally, seed, today, round(time.monotonic() - began), _commit(), described())
+    return Counted(tally, seed, today, round(time.monotonic() - began), _commit(), described(), share)
 
 
 def _commit() -> str:
@@ -71,7 +75,8 @@ def counted(everything: Mapping[str, Counted]) -> str:
     for name in sorted(everything, key=_place):
         one = everything[name]
         facts = ", ".join(f"{number:,} {what}" for what, number in one.tally.facts.items())
-        where = f"{one.seed}, {one.commit}, {one.date}, {one.seconds / 60:.0f} min"
+        part = "" if one.share >= 1 else f"; {one.share:.0%} of the long form"
+        where = f"{one.seed}, {one.commit}, {one.date}, {one.seconds / 60:.0f} min{part}"
         lines.append(f"| `{name}` | {one.tally.cases:,} | {facts} | {len(one.tally.failures)} | {where} |")
     machines = sorted({one.machine for one in everything.values()})
     return "\n".join([*lines, "", *(f"Machine: {machine}." for machine in machines), "", ""])
@@ -96,6 +101,7 @@ def main() -> int:
     parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"of {', '.join(ATTACKS)}; default: all")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--share", type=float, default=1.0, help="of the long form; less than 1 is only printed")
+    parser.add_argument("--keep", action="store_true", help="write the counts down, however small the share")
     parser.add_argument("--page-only", action="store_true")
     said = parser.parse_args()
     if unknown := set(said.attacks) - set(ATTACKS):
@@ -106,9 +112,9 @@ def main() -> int:
         one = attacked(name, said.seed, said.share)
         print(f"{one.tally} ({one.seconds} s)", flush=True)
         broken |= bool(one.tally.failures)
-        if said.share >= 1:
+        if said.share >= 1 or said.keep:
             COUNTS.write_text(json.dumps({n: asdict(c) for n, c in (kept() | {name: one}).items()}, indent=1) + "\n")
-    if said.page_only or said.share >= 1:
+    if said.page_only or said.share >= 1 or said.keep:
         DOCUMENT.write_text(renewed(DOCUMENT.read_text(), counted(kept())))
     return int(broken)
 
