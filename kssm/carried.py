@@ -81,4 +81,6 @@ class Carried:
             return
         if not saved:
             raise CheckpointError("the checkpoint has no carried state", "use --fresh to archive it and start anew")
+        if any(sorted(inside) != list(range(len(inside))) for inside in (list(saved), *map(list, saved.values()))):
+            raise CheckpointError("a part of the checkpoint's carried state is missing", _ANOTHER)
         self._state = tuple(tuple(saved[block][n] for n in sorted(saved[block])) for block in sorted(saved))

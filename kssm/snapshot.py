@@ -302,7 +302,7 @@ def _require_like(name: str, saved: Tensor, wanted: Tensor) -> None:
 def _typed(facts: Mapping[str, Any], name: str, kind: Any) -> Any:
     value = facts.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}")
+        raise ValueError(f"{name} is {value!r:.40}")
     return value
 
 

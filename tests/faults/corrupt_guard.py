@@ -225,7 +225,7 @@ def _record_is_sound(found: record.RunRecord | None) -> None:
 
 def _label_is_sound(label: Label | Unknown | None) -> None:
     if isinstance(label, Label) and label.pid is not None:
-        _require(1 <= label.pid <= 2**22 and label.text.strip() == b"%d" % label.pid, f"label: {label}")
+        _require(1 <= label.pid <= 2**22 and int(label.text) == label.pid, f"label: {label}")
 
 
 def _progress_is_sound(found: object) -> None:

@@ -233,3 +233,9 @@ def test_a_forged_name_of_a_carried_tensor_is_told() -> None:
     for name in ("carried.x", "carried.1", "carried.1.2.3", "carried.-1.0"):
         with pytest.raises(CheckpointError, match="no part of a carried state"):
             Carried(lambda _step: False).restore({name: torch.zeros(1)}, CPU.device)
+
+
+def test_a_carried_state_with_a_part_missing_is_told() -> None:
+    for names in (("carried.0.1",), ("carried.1.0",), ("carried.0.0", "carried.0.2")):
+        with pytest.raises(CheckpointError, match="is missing"):
+            Carried(lambda _step: False).restore(dict.fromkeys(names, torch.zeros(1)), CPU.device)
