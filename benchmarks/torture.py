@@ -24,7 +24,10 @@ from pathlib import Path
 from benchmarks.machine import described
 from tests.faults.tally import Tally
 
-ATTACKS = ("fighting", "starting", "saving", "power", "powercut", "endurance", "corrupt", "exactness", "syscalls")
+ATTACKS = (
+    "fighting", "starting", "saving", "power", "powercut", "endurance", "corrupt", "exactness", "syscalls",
+    "lifecycles", "surroundings",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS, DOCUMENT = ROOT / "benchmarks/results/torture.json", ROOT / "docs/guarantees.md"
 BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
