@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kssm.errors import CheckpointError
-from kssm.language_model import State
+from kssm.language_model import LanguageModel, State
 
 _PREFIX = "carried."
 _NUMBERS = re.compile(r"(0|[1-9]\d{0,3})\.(0|[1-9]\d{0,3})")
@@ -84,3 +84,27 @@ class Carried:
         if any(sorted(inside) != list(range(len(inside))) for inside in (list(saved), *map(list, saved.values()))):
             raise CheckpointError("a part of the checkpoint's carried state is missing", _ANOTHER)
         self._state = tuple(tuple(saved[block][n] for n in sorted(saved[block])) for block in sorted(saved))
+
+    def require_fit(self, model: LanguageModel, rows: int) -> None:
+        """Raise CheckpointError unless a restored state has the form of one that the model makes itself.
+
+        A kernel reads where it is told: one of another size would have it read beyond the end.
+
+        Args:
+            model: on the state's device.
+            rows: sequences per optimizer step.
+        """
+        if self._state is None:
+            return
+        with torch.no_grad():
+            fresh = model(torch.zeros(rows, 1, dtype=torch.long, device=model.embedding.weight.device)).state
+        if fresh is None or _form(self._state) != _form(fresh):
+            raise CheckpointError("the checkpoint's carried state is not of this model's form", _ANOTHER)
+
+
+def _form(state: State) -> list[list[tuple[int, ...]]]:
+    """Sizes of all parts; how many tokens attention has seen, the third of its four axes, may be any number."""
+    return [
+        [(*part.shape[:2], *part.shape[3:]) if part.dim() == 4 else tuple(part.shape) for part in block]
+        for block in state
+    ]

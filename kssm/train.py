@@ -290,6 +290,7 @@ def _assemble(
         restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
         if stepper.carried is not None:
             stepper.carried.restore(found.snapshot.tensors, compute.device, state.step)
+            stepper.carried.require_fit(model, training.rows)
         _say_what_changed(found, plan, compute, report)
         _receipt(found, batch(state.step), report)
     else:

@@ -191,6 +191,7 @@ def _continued(found: Loaded, corpus: Corpus) -> None:
     restore_optimizer(stepper.optimizer, model.named_parameters(), found.snapshot.tensors)
     if carried is not None:
         carried.restore(found.snapshot.tensors, torch.device("cpu"))
+        carried.require_fit(model, training.rows)
     stepper.step(facts.state.step)
 
 

@@ -239,3 +239,27 @@ def test_a_carried_state_with_a_part_missing_is_told() -> None:
     for names in (("carried.0.1",), ("carried.1.0",), ("carried.0.0", "carried.0.2")):
         with pytest.raises(CheckpointError, match="is missing"):
             Carried(lambda _step: False).restore(dict.fromkeys(names, torch.zeros(1)), CPU.device)
+
+
+def test_a_carried_state_of_another_form_is_told_before_a_kernel_reads_beyond_its_end() -> None:
+    trained = stepper(model_of())
+    trained.step(8)
+    sound = left(trained)
+    restored = Carried(lambda _step: False)
+    restored.restore(sound, CPU.device)
+    restored.require_fit(trained.model, ROWS)
+    for wrong in (
+        lambda t: t[:-1],
+        lambda t: t[..., :-1],
+        lambda t: t.flatten(),
+        lambda t: t.repeat(2, *[1] * (t.dim() - 1)),
+    ):
+        for name in sound:
+            forged = Carried(lambda _step: False)
+            forged.restore({**sound, name: wrong(sound[name])}, CPU.device)
+            with pytest.raises(CheckpointError, match="not of this model's form"):
+                forged.require_fit(trained.model, ROWS)
+    fewer = Carried(lambda _step: False)
+    fewer.restore({name: tensor for name, tensor in sound.items() if name.startswith("carried.0.")}, CPU.device)
+    with pytest.raises(CheckpointError, match="not of this model's form"):
+        fewer.require_fit(trained.model, ROWS)
