@@ -144,9 +144,16 @@ def last_run(directory: int) -> RunRecord | None:
 
 
 def last_run_id(directory: int) -> str | None:
-    """Its id."""
-    record = last_run(directory)
-    return record.run_id if record else None
+    """Its id; from the journal where the record is there and cannot be read, or what is left of the run went unseen."""
+    record = read_record(directory)
+    if record is not None:
+        return None if is_copy(directory, record) else record.run_id
+    try:
+        os.stat(RUN, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return None
+    began = [event.get("run_id") for event in read_events(directory, {"started"}, last_bytes=1 << 20)]
+    return began[-1] if began and isinstance(began[-1], str) else None
 
 
 def _is_sound(known: dict[str, Any]) -> bool:

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from solorun.hold import hold
 from solorun.record import (
     RunRecord,
     append_line,
     append_metrics,
     ended,
     journal,
+    last_run_id,
     new_run_id,
     read_events,
     read_record,
@@ -228,3 +230,17 @@ def test_run_ids_sort_by_start_and_differ_within_a_second() -> None:
     assert re.fullmatch(r"20270115-080000-[0-9a-f]{8}", one)
     assert one != two
     assert max(one, two) < later
+
+
+def test_the_last_run_is_named_by_the_journal_where_its_record_is_damaged(results: Path) -> None:
+    with hold(results, exit_on_stop=False) as run:
+        run_id = run.run_id
+    fd = os.open(results, os.O_RDONLY)
+    try:
+        assert last_run_id(fd) == run_id
+        (results / "run.json").write_bytes(b'{"run_id": "20')
+        assert last_run_id(fd) == run_id
+        (results / "run.json").unlink()
+        assert last_run_id(fd) is None, "nothing was damaged: nobody holds this directory up for a line of its journal"
+    finally:
+        os.close(fd)
