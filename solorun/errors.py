@@ -77,8 +77,8 @@ class DirectoryProblem(SolorunError):
 _ADVICE = {
     errno.ENOSPC: "free some room on that disk, then start again",
     errno.EDQUOT: "your disk quota is used up: free some room, then start again",
-    errno.EACCES: "ask its owner for write permission, or choose another results directory",
-    errno.EPERM: "ask its owner for write permission, or choose another results directory",
+    errno.EACCES: "ask its owner for permission, or choose another results directory",
+    errno.EPERM: "ask its owner for permission, or choose another results directory",
     errno.EROFS: "the file system is read-only: choose another results directory",
     errno.ENOENT: "check the path; it may have been moved or deleted",
     errno.ENOTDIR: "name a directory, not a file",

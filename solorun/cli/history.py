@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from solorun import registry
 from solorun.cli.places import current_settings, note, roots, without_repeats
 from solorun.cli.render import typed, wrapped
 from solorun.closing import entry_of
-from solorun.errors import BadUsage
+from solorun.errors import BadUsage, directory_problem, explain
 from solorun.history import PastRun, of_registry, runs_of
 from solorun.rundir import find_all
 from solorun.settings import state_directory
@@ -71,6 +72,9 @@ def _gather(named: list[str]) -> list[PastRun]:
     # A directory that was named is looked into even when nothing marks it as a results directory any more.
     directories = without_repeats([*find_all(places), *(places if named else ())])
     found = [past for directory in directories for past in runs_of(Path(directory))]
+    for name in named:
+        if os.path.isdir(name) and not os.access(name, os.R_OK | os.X_OK):  # "no runs known" would not be so
+            note(explain(directory_problem(PermissionError(errno.EACCES, ""), "look into", name)))
     if not named:
         known = registry.read(state_directory(os.environ, sys.platform))
         told = frozenset((os.path.realpath(past.directory), past.record.run_id) for past in found)

@@ -20,7 +20,7 @@ from solorun.cli.main import main
 from solorun.history import fold, runs_of
 from solorun.record import RunRecord, journal, write_record
 
-from .stage import HOLDING, Spawner, run_record, wait_until
+from .stage import HOLDING, Spawner, as_nobody, run_record, wait_until
 
 Tell = Callable[..., str]
 
@@ -217,3 +217,13 @@ def test_the_registry_is_not_written_where_it_is_of_a_newer_version(
     before = (state / "runs.db").read_bytes()
     tell()
     assert (state / "runs.db").read_bytes() == before
+
+
+def test_a_directory_that_may_not_be_read_is_not_called_one_without_runs(
+    open_results: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    open_results.chmod(0o700)
+    assert as_nobody(lambda: main(["history", str(open_results)])) == 0
+    said = capfd.readouterr().err
+    assert f"cannot look into '{open_results}': Permission denied" in said
+    assert "next: ask its owner for permission" in said
