@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,14 @@ def own_state() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="solorun-state-", ignore_cleanup_errors=True) as place:
         os.environ["SOLORUN_STATE"] = place
         yield place
+
+
+@pytest.fixture(autouse=True)
+def plain_numbers() -> Iterator[None]:
+    """A trainer's code that ran in this process has denormal numbers flushed to zero; no other test shall see that."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture
