@@ -99,13 +99,7 @@ class PrivateFile:
 
     def sync(self) -> None:
         """Return once the bytes would survive a power cut; raises OSError."""
-        full = getattr(fcntl, "F_FULLFSYNC", None)
-        if full is not None:
-            # On macOS fsync stops at the drive's cache; a network disk there knows only fsync.
-            with suppress(OSError):
-                fcntl.fcntl(self.descriptor, full)
-                return
-        os.fsync(self.descriptor)
+        _sync(self.descriptor)
 
 
 @contextmanager
@@ -156,13 +150,23 @@ def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable: without it a power cut may undo a rename; raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     except OSError as error:
         # Some network disks have no such call; there the rename is as durable as it gets.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        # On macOS fsync stops at the drive's cache; a network disk there knows only fsync.
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
 
 
 def clear_dead(directory: Path, final: str) -> list[Path]:

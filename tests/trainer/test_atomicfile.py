@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,28 @@ def test_a_failed_directory_sync_that_the_disk_does_not_know_is_no_failure(
     with replacing(tmp_path / "thing.bin") as file:
         file.write(b"x")
     assert (tmp_path / "thing.bin").exists()
+
+
+@pytest.mark.parametrize("system", ["takes it", "refuses"])
+def test_where_fsync_stops_at_the_drives_cache_file_and_name_are_both_sent_beyond_it(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, plain = list[bool](), list[bool]()
+
+    def control(descriptor: int, request: int) -> int:
+        assert request == 51
+        full.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if system == "refuses":
+            raise OSError(errno.ENOTSUP, "a network disk")
+        return 0
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: plain.append(stat.S_ISDIR(os.fstat(descriptor).st_mode)))
+    with replacing(tmp_path / "thing.bin") as file:
+        file.write(b"x")
+    assert full == [False, True], "the file, then the directory with its name"
+    assert plain == (full if system == "refuses" else [])
 
 
 def test_a_dead_writers_file_is_cleared_and_a_live_ones_is_not(tmp_path: Path) -> None:
