@@ -41,8 +41,14 @@ class Reserve:
 
     @property
     def room(self) -> int:
-        """Bytes that may still be written on the disk, the reserve not counted; quotas cannot be seen from here."""
-        facts = os.fstatvfs(self._directory)
+        """Bytes that may still be written on the disk, the reserve not counted; quotas cannot be seen from here.
+
+        0 where the disk does not say, since a look must not end a run that waits.
+        """
+        try:
+            facts = os.fstatvfs(self._directory)
+        except OSError:
+            return 0
         return facts.f_bavail * facts.f_frsize
 
     def free(self) -> bool:

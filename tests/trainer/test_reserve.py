@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,18 @@ def test_it_takes_real_room_for_a_checkpoint_and_a_little_more_and_gives_it_back
 def test_what_must_fit_beside_it_is_tried_out_and_left_free(reserve: Reserve, tmp_path: Path) -> None:
     reserve.keep(SIZE, beside=SIZE)
     assert taken(tmp_path) < 2 * SIZE
+
+
+def test_a_disk_that_does_not_say_how_much_is_free_has_no_room_and_ends_nothing(
+    reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reserve.room > 0
+
+    def refused(_descriptor: int) -> os.statvfs_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "fstatvfs", refused)
+    assert reserve.room == 0
 
 
 def test_zeros_that_find_no_room_leave_nothing(
