@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,7 +139,8 @@ class Loop:
         except (LostRank, StepFailed) as error:
             self.report.end()
             self.report.say(f"{error.what}: saving the state at step {self.state.step}")
-            self._save_last()
+            with suppress(Stopped):  # while it waited for room: what ended the run must be told all the same
+                self._save_last()
             raise
         self.report.end()
         done = self.state.step >= total and self._evaluated()
@@ -161,6 +163,8 @@ class Loop:
             while self.state.step < total and not self._shall_stop():
                 self._advance()
         except Stopped:
+            if self.saves.owes_best and self.saves.saved:  # its evaluation is left to who resumes
+                self.state = self.saves.saved
             if self.state.step < total:  # the other ranks ask before their next step
                 self._shall_stop()
 

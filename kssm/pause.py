@@ -116,15 +116,23 @@ class Pause:
         self._report.say(f"there is room again after {span(lasted)}: the run goes on")
         self._report.resume_clock()
 
+    def look(self, state: State) -> None:
+        """Be seen to live, and hear; for what takes long while it is waited.
+
+        Raises:
+            Stopped: a stop was asked for, and the state is saved.
+        """
+        self._guard.beat()
+        self._hear()
+        if self._guard.should_stop and state.is_saved():
+            raise Stopped
+
     def _wait(self, left: list[Task], room: Callable[[], int], state: State, error: NoRoom) -> None:
         began = tried = time.monotonic()
         tries, told = 0, False
         while left:
             time.sleep(_LOOK_S)
-            self._guard.beat()
-            self._hear()
-            if self._guard.should_stop and state.is_saved():
-                raise Stopped
+            self.look(state)
             if self._guard.should_stop and not told:
                 told = True
                 self._report.say(_unsaved_at_stop(self._guard.stop_reason, state))

@@ -17,7 +17,7 @@ from typing import Protocol, Self
 from kssm import checkpoint
 from kssm.atomicfile import reason, remedy
 from kssm.checkpoint import Saved
-from kssm.errors import CheckpointError, NoRoom
+from kssm.errors import CheckpointError, NoRoom, Stopped
 from kssm.pause import Clocked, Pause, State, Task, megabytes
 from kssm.report import Report
 from kssm.reserve import MARGIN, Reserve
@@ -73,6 +73,7 @@ class Saves:
 
     Attributes:
         saved: the state of the newest checkpoint that is durable; None without one.
+        owes_best: a stop was heard while a best model waited for room: `saved` is the state before its evaluation.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Saves:
         hear: Callable[[], None] = lambda: None,
     ) -> None:
         self.saved = saved
+        self.owes_best = False
         self._guard = guard
         self._report = report
         self._keep = keep
@@ -238,8 +240,7 @@ class Saves:
         except NoRoom as error:
             self._make_up(pending, error, last=last)
         except CheckpointError as error:
-            self._guard.event("save failed", step=pending.step, what=error.what)
-            self._warn(error, "training goes on")
+            self._give_up(pending.step, error)
 
     def finish(self) -> None:
         """Wait for the last save of a run, if any, and tell of it.
@@ -255,6 +256,10 @@ class Saves:
             self._end()
         except NoRoom as error:
             self._make_up(pending, error, last=True)
+
+    def _give_up(self, step: int, error: CheckpointError) -> None:
+        self._guard.event("save failed", step=step, what=error.what)
+        self._warn(error, "training goes on")
 
     def _warn(self, error: CheckpointError, so: str) -> None:
         self._report.say(f"WARNING: {error.what}; {so} ({error.next_step})")
@@ -298,20 +303,21 @@ class Saves:
         self._had_reserve |= reserve.free()  # first: the journal needs a little of that room too
         self._guard.event("save failed", step=failed.step, what=error.what)
         owed = [failed] if failed.best and failed.is_fresh else []
+        if failed.best and not owed:  # first: no checkpoint may tell of a best model that is not on the disk
+            failed.failed()
         now = self._now(bool(owed))
-        state, needs = now.facts.state, _bytes_of(now)
-        tasks = [Task(partial(self._try, now, False, last), needs)]
-        tasks += [Task(partial(self._try, best.snapshot, True, last), _bytes_of(best.snapshot)) for best in owed]
+        needs, state = _bytes_of(now), State(now.facts.state.step, lambda: self.saved == now.facts.state)
+        tasks = [Task(partial(self._try, now, last=last), needs)]
+        tasks += [Task(partial(self._try, best.snapshot, best, last=last), _bytes_of(best.snapshot)) for best in owed]
         if not last:
             beside = needs + MARGIN if self._had_reserve else 0
-            tasks.append(Task(partial(self._may_go_on, reserve, needs), needs + beside))
+            tasks.append(Task(partial(self._may_go_on, reserve, needs, state), needs + beside))
         try:
-            self._pause.through(tasks, lambda: reserve.room, State(state.step, lambda: self.saved == state), error)
-        except BaseException:
+            self._pause.through(tasks, lambda: reserve.room, state, error)
+        except BaseException as left:
             failed.failed()
+            self.owes_best = bool(owed) and isinstance(left, Stopped)
             raise
-        if failed.best and not owed:
-            failed.failed()
 
     def _opened_late(self, failed: _Pending) -> Reserve:
         directory = self._guard.directory
@@ -321,8 +327,8 @@ class Saves:
             failed.failed()
             raise CheckpointError(f"cannot save in {directory}: {reason(error)}", remedy(error)) from error
 
-    def _try(self, snapshot: Snapshot, best: bool, last: bool) -> bool:
-        """Write a checkpoint here and now; False where there is no room."""
+    def _try(self, snapshot: Snapshot, best: _Pending | None = None, *, last: bool) -> bool:
+        """Write a checkpoint, or a best model that failed, here and now; False where there is no room."""
         step, said = snapshot.facts.state.step, list[str]()
         if not best and snapshot.facts.state == self.saved:
             return True
@@ -330,25 +336,28 @@ class Saves:
             if not best:
                 self._guard.event("saving", step=step)
             try:
-                saved = self._write(self._guard.directory, snapshot, best, said)
+                saved = self._write(self._guard.directory, snapshot, bool(best), said)
             except NoRoom:
                 return False
             except CheckpointError as error:  # as of any faulty disk
                 if last:
                     raise
-                self._warn(error, "training goes on")
+                if best:
+                    best.failed()
+                self._give_up(step, error)
                 return True
             finally:
                 self._say_all(said)
-            self._tell(saved, snapshot, best, saved.seconds)
+            self._tell(saved, snapshot, bool(best), saved.seconds)
         return True
 
-    def _may_go_on(self, reserve: Reserve, size: int) -> bool:
+    def _may_go_on(self, reserve: Reserve, size: int, state: State) -> bool:
         """Whether there is room for the reserve again, and for the next checkpoint; without one before, for that."""
         if not self._had_reserve:
             return reserve.room >= size
         try:
-            reserve.keep(size, beside=size)
+            # Where zeros must be written that takes minutes, in which a stop is heard too.
+            reserve.keep(size, beside=size, between=lambda: self._pause.look(state))
         except OSError:
             return False
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from kssm import pause as pause_room
 from kssm import saves as saves_room
 from kssm.atomicfile import PrivateFile
 from kssm.checkpoint import BEST, load, newest_valid
-from kssm.errors import NoRoom
+from kssm.errors import CheckpointError, NoRoom, StepFailed
 from kssm.pause import PHASE, is_due
 from kssm.report import Report
 from kssm.reserve import NAME, Reserve
+from kssm.step import Stepper, StepResult
 from kssm.train import Result, train
 from kssm.wishes import Wishes
 from tests.trainer.test_loop import QUICK, StandIn, _denormals, text
@@ -179,6 +181,132 @@ def test_a_stop_while_the_last_best_model_waits_for_room_leaves_that_evaluation_
     assert run(StandIn(tmp_path, "run-2"), text, unbroken / "cache")[0].complete
     assert same_bits(tmp_path / "checkpoint_6.safetensors", unbroken / "run" / "checkpoint_6.safetensors")
     assert same_bits(tmp_path / BEST, unbroken / "run" / BEST)
+
+
+def best_finds_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for each state, and for no best model."""
+    FullDisk(monkeypatch, range(0))
+    real = saves_room.checkpoint.save
+
+    def save(*words: Any, best: bool = False, **names: Any) -> Any:
+        if best:
+            raise NoRoom("cannot save: no space left on device", "free space")
+        return real(*words, best=best, **names)
+
+    monkeypatch.setattr(saves_room.checkpoint, "save", save)
+
+
+class StopsForGood(StandIn):
+    """Asks for a stop from the first look of a pause on, as a signal does."""
+
+    @property
+    def should_stop(self) -> bool:
+        return PHASE in self.phases
+
+
+def test_a_stop_while_a_best_model_in_mid_run_waits_for_room_is_answered_and_its_evaluation_made_up_for(
+    text: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = StopsForGood(tmp_path)
+    with monkeypatch.context() as filled:
+        best_finds_no_room(filled)
+        result, lines = run(guard, text, unbroken / "cache", 2.0)
+    assert not result.complete
+    assert (guard.events.count("paused"), guard.steps) == (1, [1, 2, 3])
+    assert "the state at step 3 is already saved in checkpoint_3.safetensors" in lines
+    assert not any("A second Ctrl-C" in line for line in lines), "nothing would be lost"
+    assert run(StandIn(tmp_path, "run-2"), text, unbroken / "cache")[0].complete
+    assert same_bits(tmp_path / "checkpoint_6.safetensors", unbroken / "run" / "checkpoint_6.safetensors")
+    assert same_bits(tmp_path / BEST, unbroken / "run" / BEST)
+
+
+def test_a_step_that_failed_is_told_also_when_a_stop_ends_the_pause_of_its_last_save(
+    text: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best_finds_no_room(monkeypatch)
+    real = Stepper.step
+
+    def step(stepper: Stepper, number: int) -> StepResult:
+        if number == 3:
+            raise StepFailed("rank 1 failed in step 4", "look at its log")
+        return real(stepper, number)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    with pytest.raises(StepFailed, match="rank 1 failed"):
+        run(StopsForGood(tmp_path), text, unbroken / "cache", 2.0)
+    assert load(tmp_path / "checkpoint_3.safetensors").snapshot.facts.state.step == 3
+
+
+def test_no_checkpoint_tells_of_a_best_model_that_turned_out_to_have_no_room_after_the_training_went_on(
+    text: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, real, refused = StandIn(tmp_path), PrivateFile.sync, list[str]()
+
+    def sync(file: PrivateFile) -> None:
+        if BEST in file.path.name and not refused:
+            refused.append(file.path.name)
+            deadline = time.monotonic() + 20
+            while guard.steps[-1] < 4 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file)
+
+    monkeypatch.setattr(PrivateFile, "sync", sync)
+    assert run(guard, text, unbroken / "cache", save_interval=99)[0].complete
+    assert refused
+    made_up, last = sorted(tmp_path.glob("checkpoint_*.safetensors"))
+    assert last.name == "checkpoint_6.safetensors"
+    lost = next(row["val_ce"] for row in guard.rows if row["step"] == 3)
+    assert load(made_up).snapshot.facts.state.best_loss > lost
+
+
+@pytest.mark.parametrize("what", ["state", "best model"])
+def test_a_disk_that_turns_out_faulty_in_a_pause_is_in_the_journal_and_what_it_lost_counts_as_lost(
+    what: str, text: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Saves of a run: 2, best 3, 4. One finds no room; of what is then tried, the state or the best model is refused.
+    full, faulty = (1, 2) if what == "state" else (2, 4)
+    disk = FullDisk(monkeypatch, range(full, full + 1))
+    real = saves_room.checkpoint.save
+
+    def save(*words: Any, **names: Any) -> Any:
+        if disk.attempts + 1 == faulty:
+            disk.attempts += 1
+            raise CheckpointError("cannot save: input/output error", "check the disk")
+        return real(*words, **names)
+
+    monkeypatch.setattr(saves_room.checkpoint, "save", save)
+    guard = StandIn(tmp_path)
+    result, lines = run(guard, text, unbroken / "cache", max_steps=5)
+    assert result.complete
+    assert guard.events.count("save failed") == 2
+    assert "WARNING: cannot save: input/output error; training goes on (check the disk)" in lines
+    if what == "best model":
+        lost = next(row["val_ce"] for row in guard.rows if row["step"] == 3)
+        assert load(tmp_path / "checkpoint_4.safetensors").snapshot.facts.state.best_loss > lost
+
+
+def test_a_stop_is_heard_while_zeros_are_written_to_see_whether_there_is_room(
+    text: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = list[int](), Reserve.keep
+
+    def keep(reserve: Reserve, size: int, *, beside: int = 0, between: Callable[[], None] = lambda: None) -> None:
+        if beside:
+            asked.append(beside)
+        real(reserve, size, beside=beside, between=between)
+
+    FullDisk(monkeypatch, range(3, 4))  # saves: 2, best 3, 4
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(Reserve, "keep", keep)
+    monkeypatch.setattr(StandIn, "should_stop", property(lambda _guard: bool(asked)))
+    guard = StandIn(tmp_path)
+    result, _ = run(guard, text, unbroken / "cache")
+    assert not result.complete
+    assert guard.steps == [1, 2, 3, 4], "the step that was under way is not made"
+    assert "paused" not in guard.events
+    assert load(tmp_path / "checkpoint_4.safetensors").snapshot.facts.state.step == 4
+    assert not (tmp_path / NAME).exists()
 
 
 def test_a_stop_waits_for_room_too_while_the_state_is_in_memory_alone(
