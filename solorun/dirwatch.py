@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -19,6 +20,9 @@ class DirectoryWatch(Protocol):
 
     def wait(self, timeout_s: float) -> None:
         """Return when something changed, when `wake` was called, or after the timeout."""
+
+    def rest(self, timeout_s: float) -> None:
+        """Return when `wake` was called, or after the timeout; what changed until then is not told by `wait`."""
 
     def wake(self) -> None:
         """Let a waiting thread go on."""
@@ -53,6 +57,9 @@ class _Wakeable:
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
 
+    def rest(self, timeout_s: float) -> None:
+        _wait_for_one_of((self._read,), timeout_s)
+
     def wake(self) -> None:
         os.write(self._write, b"x")
 
@@ -85,6 +92,11 @@ class _Inotify(_Wakeable):
         if self._fd in _wait_for_one_of((self._fd, self._read), timeout_s):
             os.read(self._fd, 1 << 16)
 
+    def rest(self, timeout_s: float) -> None:
+        super().rest(timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 1 << 16)
+
     def close(self) -> None:
         os.close(self._fd)
         super().close()
@@ -114,6 +126,10 @@ if sys.platform == "darwin":
 
         def wait(self, timeout_s: float) -> None:
             self._queue.control(None, 8, timeout_s)
+
+        def rest(self, timeout_s: float) -> None:
+            super().rest(timeout_s)
+            self._queue.control(None, 8, 0)
 
         def close(self) -> None:
             self._queue.close()

@@ -100,7 +100,8 @@ class Keeper:
         while not self._over:
             try:
                 self._look_in_spite_of_the_disk()
-                self._watch.wait(LOOK_EVERY_S)
+                # A failed try to write is a change in the directory too: heeding it would be looking without a pause.
+                (self._watch.rest if self._trouble else self._watch.wait)(LOOK_EVERY_S)
             except OSError as error:
                 self._lose(self._displacement() or f"the directory cannot be watched any more: {error.strerror}")
                 return

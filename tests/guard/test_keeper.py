@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -26,6 +27,7 @@ class Told:
     def __init__(self) -> None:
         self.restorations = 0
         self.adoptions: list[Owner] = []
+        self.troubles: list[str] = []
         self.conflicts: list[str] = []
 
     def restored(self) -> None:
@@ -33,6 +35,9 @@ class Told:
 
     def adopted(self, owner: Owner) -> None:
         self.adoptions.append(owner)
+
+    def troubled(self, reason: str) -> None:
+        self.troubles.append(reason)
 
     def conflict(self, reason: str) -> None:
         self.conflicts.append(reason)
@@ -175,6 +180,38 @@ def test_a_deleted_directory_is_a_conflict(kept: Kept, results: Path) -> None:
     wait_until(delete)
     wait_until(lambda: kept.told.conflicts)
     assert "deleted" in kept.told.conflicts[0]
+
+
+def test_a_directory_deleted_in_the_middle_of_a_look_is_a_conflict(
+    kept: Kept, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restore(_owner: Owner) -> bool:
+        shutil.rmtree(results)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(kept.lock, "restore_label", restore)
+    (results / "training.lock").unlink()
+    wait_until(lambda: kept.told.conflicts)
+    assert "deleted" in kept.told.conflicts[0]
+
+
+def test_on_a_full_disk_it_looks_once_a_second_and_not_without_a_pause(
+    quiet: Kept, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def full(_owner: Owner) -> bool:
+        tries.append(time.monotonic())
+        (results / f"file-{len(tries)}").touch()  # which the watch of the directory hears
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(quiet.lock, "restore_label", full)
+    (results / "training.lock").unlink()
+    quiet.keeper.start()
+    wait_until(lambda: len(tries) >= 2)
+    quiet.keeper.dismiss()
+    assert tries[1] - tries[0] > 0.9 * keeper.LOOK_EVERY_S
+    assert quiet.told.troubles == [os.strerror(errno.ENOSPC)]
 
 
 def test_another_directory_in_the_old_place_is_a_conflict_and_stays_untouched(kept: Kept, results: Path) -> None:
