@@ -84,6 +84,7 @@ _ADVICE = {
     errno.ENOTDIR: "name a directory, not a file",
     errno.ELOOP: "the path goes in circles through symbolic links: correct them",
     errno.EAGAIN: "too many processes or threads: end some, or raise the limit with `ulimit -u`",
+    errno.ENFILE: "too many open files on this machine: end what has opened them, then try again",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
     errno.EFBIG: "raise the file size limit (`ulimit -f`), or choose another disk",
     errno.EIO: "the disk reports a fault: look at the system log, and choose another disk",

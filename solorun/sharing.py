@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from solorun.errors import NotSafe
+from solorun.errors import NotSafe, system_problem
 
 if TYPE_CHECKING:
     from solorun.accelerator import Device, Use
@@ -47,12 +47,16 @@ def require_accelerator(
     Raises:
         NotSafe: another run uses the accelerator.
         BadUsage: solorun.toml cannot be read.
+        SolorunError: the system does not let anybody look for other runs.
     """
     from solorun import accelerator, neighbours, process, settingsfile
 
     if share or is_shared(os.environ) or settingsfile.load(Path.cwd(), os.environ).share_accelerator:
         return
-    table = process.census()
+    try:
+        table = process.census()
+    except OSError as error:
+        raise system_problem(error) from None
     mine = neighbours.family(table, os.getpid(), os.environ.get(process.RUN_ID_VARIABLE, ""))
     if launcher:
         mine |= neighbours.family(table, launcher)

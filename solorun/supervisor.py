@@ -101,10 +101,17 @@ def supervise(
         return _Supervisor(plan, made, audience, settings).run()
     except BaseException as error:
         # Else the label must go on telling that somebody writes here.
-        made.abandon(withdraw=not process.carriers(made.run_id))
+        made.abandon(withdraw=_is_nobody_left(made.run_id))
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise directory_problem(error, "supervise a command in", made.lock.path) from None
         raise
+
+
+def _is_nobody_left(run_id: str) -> bool:
+    try:
+        return not process.carriers(run_id)
+    except OSError:  # who cannot be looked for is not dead
+        return False
 
 
 class _Supervisor:
@@ -119,6 +126,7 @@ class _Supervisor:
         self.child: ProcessId | None = None
         self.asked: int | None = None
         self.asked_at = 0.0
+        self.told_survivors = False
         self.deaths = MemoryDeaths()
         self.foreground = Foreground()
         self.signals = Signals(self._hear)
@@ -230,7 +238,6 @@ class _Supervisor:
     def _watch(self) -> int:
         """Copy output and wait until the command and everything that it left running has ended; its wait status."""
         result: int | None = None
-        told = False
         while True:
             self._copy_log()
             for pid, status in _reaped():
@@ -241,17 +248,23 @@ class _Supervisor:
                 else:
                     result = status
             if result is not None:
-                survivors = self._survivors()
-                if not survivors:
+                if self._all_have_ended():
                     self._copy_log()
                     return result
-                self._hold_for(survivors, told)
-                told = True
             else:
                 self._relabel_if_dead()
                 self.watchdog.look()
                 self._look_at_memory()
             self.signals.wait(_TICK_S)
+
+    def _all_have_ended(self) -> bool:
+        try:
+            survivors = self._survivors()
+        except OSError:  # too many open files, no memory: who cannot be looked for is not dead, and the next tick looks
+            return False
+        if survivors:
+            self._hold_for(survivors)
+        return not survivors
 
     def _survivors(self) -> list[ProcessId]:
         """What the command left running."""
@@ -270,13 +283,14 @@ class _Supervisor:
             if any(file.writes and own_name(file.path, place) for file in process.files_open_below(one.pid, place))
         ]
 
-    def _hold_for(self, survivors: list[ProcessId], told: bool) -> None:
+    def _hold_for(self, survivors: list[ProcessId]) -> None:
         owner = self.claim.owner
         if owner is not None and owner.process not in survivors:
             # A label with a dead PID would let an old-style trainer in. A full disk must not end the guarding.
             with contextlib.suppress(OSError):
                 self.claim.relabel(survivors[0])
-        if not told:
+        if not self.told_survivors:
+            self.told_survivors = True
             self.asked_at = 0.0  # what was asked before, the command has heard; its survivors have not
             pids = ", ".join(str(survivor.pid) for survivor in survivors)
             self.claim.event("survivors", pids=[survivor.pid for survivor in survivors])

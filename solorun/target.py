@@ -162,7 +162,8 @@ class Pursuit:
         self._directory = directory
         self._target = target
         self._clock = clock
-        self._known: dict[ProcessId, None] = {}
+        asked = (target.owner.process,) if target.owner else target.others
+        self._known: dict[ProcessId, None] = dict.fromkeys(asked)
         self._looked = float("-inf")
         self._over_at = float("inf")
 
@@ -170,12 +171,22 @@ class Pursuit:
         """Live processes of the run, the supervisor left out: it ends by itself and writes down how."""
         alive = [one for one in self._known if process.is_alive(one)]
         if not alive or self._clock() - self._looked > _LOOK_EVERY_S:
+            seen = self._look_twice()
+            alive = [one for one in self._known if process.is_alive(one)]
+            if not (alive or seen):
+                return list(self._known)
+        return alive
+
+    def _look_twice(self) -> bool:
+        """Look, and again where nobody was seen; False when the system let nobody look, which proves nobody dead."""
+        try:
             self._look()
             # Twice before it is called dead: a process may start another one and end while the table is read.
             if not any(process.is_alive(one) for one in self._known):
                 self._look()
-            alive = [one for one in self._known if process.is_alive(one)]
-        return alive
+        except OSError:
+            return False
+        return True
 
     def _look(self) -> None:
         self._looked = self._clock()

@@ -120,15 +120,24 @@ def send_group(leader: ProcessId, number: int) -> bool:
 
 
 def carries(pid: int, run_id: str) -> bool:
-    """Whether a process was started as part of this run; False where that may not be read."""
+    """Whether a process was started as part of this run; False where that may not be read.
+
+    Raises:
+        OSError: that cannot be told for the moment.
+    """
     return bool(_system.environment_value(pid, RUN_ID_VARIABLE) == run_id)
 
 
 def carriers(run_id: str) -> list[ProcessId]:
-    """Live processes, other than the caller, that were started as part of this run."""
+    """Live processes, other than the caller, that were started as part of this run.
+
+    Raises:
+        OSError: they cannot be looked for (too many open files, no memory). That proves nobody dead.
+    """
     own = os.getpid()
-    found = (identify(pid) for pid in _system.pids() if pid != own and carries(pid, run_id))
-    return [process for process in found if process is not None]
+    found = [(pid, _system.probe(pid)) for pid in _system.pids() if pid != own and carries(pid, run_id)]
+    # One whose start time cannot be told for the moment lives all the same.
+    return [ProcessId(here(), pid, seen.started or 0) for pid, seen in found if isinstance(seen, Alive)]
 
 
 def parents() -> dict[int, int]:

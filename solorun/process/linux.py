@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # a status of a thousand idle directories needs neither
 
 _HZ = os.sysconf("SC_CLK_TCK")
 _DEAD = frozenset("ZXx")
+_GONE_OR_HIDDEN = {errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.EACCES, errno.EPERM}
+"""What the system answers, today and tomorrow, of a process that is over or not ours to see."""
 _PR_SET_NAME = 15
 _FIRST_NAMESPACE = "pid:[4026531836]"
 """The PID namespace of the machine itself: a constant of the kernel."""
@@ -176,11 +179,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def pids() -> list[int]:
-    """Every PID that can be seen."""
-    try:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return []
+    """Every PID that can be seen; none where the system shows none.
+
+    Raises:
+        OSError: they cannot be told for the moment (too many open files, no memory), which proves nobody dead.
+    """
+    return [int(name) for name in _listed("/proc") if name.isdigit()]
 
 
 def table() -> list[Row]:
@@ -207,8 +211,12 @@ def environment_value(pid: int, name: str) -> str:
 
 
 def environment_values(pid: int, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The same for several variables, with one look."""
-    block = b"\0" + _read_bytes(f"/proc/{pid}/environ")
+    """The same for several variables, with one look.
+
+    Raises:
+        OSError: they cannot be told for the moment.
+    """
+    block = b"\0" + _read(f"/proc/{pid}/environ")
     parts = (block.partition(b"\0" + os.fsencode(name) + b"=") for name in names)
     return tuple(os.fsdecode(rest.partition(b"\0")[0]) if found else "" for _, found, rest in parts)
 
@@ -253,10 +261,7 @@ def files_open_below(pid: int, directory: str) -> list[OpenFile]:
 
 
 def _descriptors(pid: int) -> list[str]:
-    try:
-        return os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return []
+    return _listed(f"/proc/{pid}/fd")
 
 
 def _opened_to_write(pid: int, fd: str) -> bool:
@@ -381,19 +386,37 @@ def path_of_descriptor(fd: int) -> str | None:
 
 
 def _read_bytes(path: str) -> bytes:
-    """What a file of /proc holds, empty when it cannot be read; without a file object, which asks six things more."""
+    """What a file of /proc holds, empty when it cannot be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _read(path)
     except OSError:
         return b""
+
+
+def _listed(path: str) -> list[str]:
+    """The names in a folder of /proc, none where it is not there or hidden; any other failure is raised."""
+    try:
+        return os.listdir(path)
+    except OSError as error:
+        if error.errno not in _GONE_OR_HIDDEN:
+            raise
+        return []
+
+
+def _read(path: str) -> bytes:
+    """What a file of /proc holds, empty where it is not there or hidden; any other failure is raised."""
     found = b""
     try:
-        while data := os.read(fd, 1 << 15):
-            found += data
-    except OSError:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # without a file object, which asks six things more
+        try:
+            while data := os.read(fd, 1 << 15):
+                found += data
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in _GONE_OR_HIDDEN:
+            raise
         return b""
-    finally:
-        os.close(fd)
     return found
 
 
