@@ -58,10 +58,13 @@ def attacked(name: str, seed: int, share: float) -> Counted:
 
 
 def _commit() -> str:
+    """The commit whose code was attacked; `-changed` where that code stands in no commit."""
     done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=7"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return done.stdout.strip() or "no commit"
+    code = ["git", "diff", "--quiet", "HEAD", "--", "solorun", "kssm", "tests", "benchmarks/*.py"]
+    changed = subprocess.run(code, cwd=ROOT, capture_output=True, check=False).returncode
+    return (done.stdout.strip() or "no commit") + ("-changed" if changed else "")
 
 
 def kept() -> dict[str, Counted]:
