@@ -199,6 +199,8 @@ class Claim:
         Args:
             withdraw: whether to take label and record down; what a sick disk keeps of them, the next start clears.
         """
+        if self._keeper is not None:
+            self._keeper.dismiss()  # else it would put back what is taken down here
         self.log.close()  # first: with no file left to open, the label could not be told for ours
         if withdraw:
             with contextlib.suppress(OSError):

@@ -258,14 +258,15 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         number, run_id = os.environ.get(LOCK_VARIABLE, ""), os.environ.get(RUN_ID_VARIABLE, "")
         if not number.isdigit() or not run_id:
             return None
-        held = lock.adopt(self._directory, int(number))
+        held = inherited = lock.adopt(self._directory, int(number))
         if held is None and _supervisor_lives():
             held = lock.join(self._directory, run_id)
         if held is None:
             return None
-        made = Claim(held, run_id, None, time.time)
+        made: Claim | None = None
         heartbeat: Heartbeat | None = None
         try:
+            made = Claim(held, run_id, None, time.time)
             heartbeat = _claimed_heartbeat(made)
             owner = read_owner(held.fd)
             if owner is not None and owner.run_id == run_id:
@@ -277,7 +278,9 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         except BaseException:
             if heartbeat is not None:
                 heartbeat.close()
-            made.abandon(withdraw=False)
+            if held is inherited:
+                held.truth = held.fd  # what was inherited may carry another hold of this process: that stays open
+            _let_go(held, made)
             raise
         return Run(made, heartbeat, self._stop, adopted=True)
 
@@ -329,6 +332,13 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
     def _is_answer(self, error: BaseException | None) -> bool:
         """Whether an exit answers the stop; another status than that says that something else went wrong."""
         return isinstance(error, SystemExit) and error.code in (None, 0, self._run.exit_code)
+
+
+def _let_go(held: lock.DirectoryLock, made: Claim | None) -> None:
+    if made is None:
+        held.close()
+    else:
+        made.abandon(withdraw=False)
 
 
 def _claimed_heartbeat(made: Claim) -> Heartbeat:

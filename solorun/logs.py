@@ -60,6 +60,7 @@ class LogFile:
         """Close the file."""
         with contextlib.suppress(OSError):  # a network disk tells of a line that it lost
             os.close(self.fd)
+        self.fd = -1  # the number may soon be another file's
 
 
 def _same_file(one: int, other: int) -> bool:

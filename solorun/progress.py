@@ -142,7 +142,8 @@ class Heartbeat:
         if phase == self.phase:
             self._slowest = longest
         self._longest[phase] = longest
-        if phase.startswith(PAUSED):  # else the pace would be hours a step after a night on a full disk
+        if self._last_step_at and phase.startswith(PAUSED):
+            # Else the pace would be hours a step after a night on a full disk.
             self._last_step_at += lasted_s
 
     def beat(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from solorun import process
 from solorun.frozen import dataclass
 from solorun.label import link_file
-from solorun.owner import PID_MAX, Alive, Here, ProcessId
+from solorun.owner import PID_MAX, Alive, Here, ProcessId, told
 from solorun.readjson import is_moment, is_whole, read_json
 from solorun.rundir import PRIVATE, WAITING
 
@@ -169,7 +169,7 @@ def join(directory: Path, argv: tuple[str, ...], now: float) -> Ticket:
     """
     me = process.identify_self()
     name = f"{time.time_ns():020d}-{me.pid}-{os.urandom(2).hex()}.json"
-    waiter = Waiter(name, me, process.user_name(os.getuid()), argv, now)
+    waiter = Waiter(name, me, process.user_name(os.getuid()), told(argv), now)
     place = directory / WAITING
     while True:
         place.mkdir(parents=True, exist_ok=True)

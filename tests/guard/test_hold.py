@@ -17,7 +17,7 @@ import pytest
 
 import solorun
 from solorun import lock, process
-from solorun.claim import Claim
+from solorun.claim import Claim, claim
 from solorun.errors import DirectoryProblem
 from solorun.lock import DirectoryLock
 from solorun.owner import Here, ProcessId, encode_owner
@@ -599,6 +599,46 @@ def test_two_holds_in_one_trainer_under_one_supervisor_both_adopt(spawn: Spawner
     child = spawn.solorun("start", results, "--", sys.executable, spawn.program("twice.py", code), results)
     assert child.wait() == 0, child.text()
     assert (results / "training.log").read_text().count("adopted True\n") == 2
+
+
+def test_a_second_hold_that_is_refused_leaves_the_first_its_inherited_lock(spawn: Spawner, results: Path) -> None:
+    code = """
+        import os, sys, solorun
+        number = int(os.environ["SOLORUN_LOCK_FD"])
+        with solorun.hold(sys.argv[1]):
+            before = os.fstat(number)
+            try:
+                solorun.hold(sys.argv[1]).__enter__()
+            except solorun.Held:
+                print("refused", os.path.samestat(os.fstat(number), before))
+    """
+    child = spawn.solorun("start", results, "--", sys.executable, spawn.program("refused.py", code), results)
+    assert child.wait() == 0, child.text()
+    assert "refused True\n" in (results / "training.log").read_text()
+
+
+def test_an_adoption_without_a_log_leaves_no_descriptor(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold(results) as run:
+        number = os.dup(run._claim.lock.truth)
+        monkeypatch.setenv("SOLORUN_LOCK_FD", str(number))
+        (results / "training.log").unlink()
+        (results / "training.log").mkdir()
+        before = set(os.listdir("/dev/fd"))
+        with pytest.raises(DirectoryProblem):
+            hold(results).__enter__()
+        assert set(os.listdir("/dev/fd")) == before
+        os.close(number)
+
+
+def test_a_claim_that_is_abandoned_after_its_keeper_began_leaves_no_keeper_and_no_label(results: Path) -> None:
+    made = claim(results, time.time, 0)
+    made.publish(process.identify_self(), ("train",), supervisor=None, adopted=True)
+    made.keep(lambda _reason: None)
+    made.abandon()
+    assert made._keeper is not None
+    assert made._keeper._over
+    assert "training.lock" not in names(results)
+    assert made.log.fd == -1
 
 
 def test_a_trainer_under_a_supervisor_may_hold_another_directory_too(

@@ -85,6 +85,19 @@ def test_a_night_on_a_full_disk_is_no_part_of_the_pace(clock: Clock, fd: int, be
     assert seen(fd).longest_s < 10
 
 
+def test_a_pause_before_the_first_step_of_a_resumed_run_is_no_part_of_the_pace(
+    clock: Clock, fd: int, beat: Heartbeat
+) -> None:
+    beat.begin("paused: disk full")
+    clock.go(60.0)
+    beat.finish("paused: disk full", 60.0)
+    beat.begin("training")
+    for step in (501, 502):
+        clock.go(2.0)
+        beat.advance(step, 1000)
+    assert (seen(fd).pace_s, seen(fd).first_step) == (pytest.approx(2.0, abs=0.01), 501)
+
+
 def test_after_the_last_step_no_time_is_left(clock: Clock, fd: int, beat: Heartbeat) -> None:
     for step in (1, 2, 3):
         beat.advance(step, 2)

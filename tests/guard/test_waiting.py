@@ -45,6 +45,13 @@ def a_waiter(pid: int = 1, here: Here | None = None) -> waiting.Waiter:
     return waiting.Waiter("1-1-aa.json", at, "ada", ("python3", "train.py"), 1795469400.0)
 
 
+def test_a_start_with_a_command_of_megabytes_is_seen_and_can_be_called_off(results: Path) -> None:
+    ticket = waiting.join(results, ("train", *(f"data-{n}.bin" for n in range(100_000))), time.time())
+    assert [waiter.process for waiter in waiting.read_queue(results)] == [process.identify_self()]
+    assert len(waiting.call_off(results, os.getpid())) == 1
+    assert ticket.is_called_off()
+
+
 def test_a_ticket_is_read_as_it_was_written() -> None:
     one = a_waiter(os.getpid())
     assert waiting.decode(one.ticket, waiting.encode(one)) == one
