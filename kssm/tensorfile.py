@@ -45,6 +45,7 @@ _ZEROS = b"0" * 64
 _DIGEST_AT = 8 + len(_OPENING)
 _MOST_HEADER = 1 << 26
 _MOST_DIMENSIONS = 64
+_WORDS = 200  # letters of what a damaged file says that are told
 # Small enough that what was hashed is still in the processor's cache when it is written.
 _BLOCK = 1 << 21
 
@@ -182,7 +183,7 @@ def _read_header(stream: BufferedReader, path: Path) -> _Header:
             raise ValueError("its facts are no JSON object")
         _require_side_by_side(places, size - 8 - length)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(path, f"its header is wrong: {error}") from error
+        raise Damaged(path, f"its header is wrong: {str(error)[:_WORDS]}") from error
     return _Header(_OPENING + _ZEROS + raw[len(_OPENING) + len(_ZEROS) :], digest.decode(), facts, places)
 
 

@@ -178,6 +178,7 @@ WRONG = {
     "very many dimensions": header(entry(shape="[" + "1," * 99 + "4]")),
     "three offsets": header(entry(offsets="[0,4,8]")),
     "an unknown type": header(entry(dtype='"F128"')),
+    "a type of very many letters": header(entry(dtype='"' + "x" * 70_000 + '"')),
     "a type as list": header(entry(dtype="[]")),
     "no type": header(',"x":{"shape":[4],"data_offsets":[0,4]}'),
     "an entry as text": header(',"x":"abcd"'),
@@ -199,6 +200,7 @@ def test_a_forged_header_is_named_damaged(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(Damaged) as caught:
         read_tensors(tmp_path / "a")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path)), "words, and not what the file is full of"
 
 
 def test_a_truth_value_that_is_neither_is_named_damaged(tmp_path: Path) -> None:
