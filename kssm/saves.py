@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from kssm import checkpoint
-from kssm.atomicfile import reason, remedy
 from kssm.checkpoint import Saved
 from kssm.errors import CheckpointError, NoRoom, Stopped
-from kssm.pause import Clocked, Pause, State, Task, megabytes
+from kssm.pause import Clocked, Pause, State, Task
+from kssm.place import Place
 from kssm.report import Report
-from kssm.reserve import MARGIN, Reserve
 from kssm.snapshot import Snapshot, TrainState
 from kssm.writer import Writing, within_reach
 
@@ -90,20 +88,14 @@ class Saves:
         self.owes_best = False
         self._guard = guard
         self._report = report
-        self._keep = keep
         self._now = now
         self._pause = Pause(guard, report, disk_wait_s, hear)
         self._pending: _Pending | None = None
         self._phase = contextlib.ExitStack()
-        self._reserve: Reserve | None = None
-        self._had_reserve = self._told_of_reserve = False
+        self._place = Place(keep)
 
     def __enter__(self) -> Self:
-        try:
-            self._reserve = Reserve(self._guard.directory)
-        except OSError as error:  # a faulty disk costs the reserve, not the run
-            self._report.say(f"WARNING: no reserve on the disk: {reason(error)} ({remedy(error)})")
-            self._told_of_reserve = True
+        self._say_all(self._place.open(self._guard.directory))
         return self
 
     def __exit__(
@@ -116,9 +108,7 @@ class Saves:
                 self._warn(refused, "this save is lost")
         else:
             self._leave()
-        if self._reserve is not None:
-            self._reserve.close()
-        self._reserve = None
+        self._place.close()
 
     @property
     def is_saving(self) -> bool:
@@ -152,47 +142,12 @@ class Saves:
         reached, said = Snapshot(tensors, snapshot.facts), list[str]()
 
         def work(between: Callable[[], None], read: Callable[[], None]) -> Saved:
-            saved = self._write(directory, reached, best, said, between, read)
+            saved = self._place.write(directory, reached, best, said, between, read)
             if not best:  # beside the training, since writing zeros takes time too
-                self._keep_reserve(saved.path, between, said)
+                self._place.keep_reserve(saved.path, between, said)
             return saved
 
         return _Pending(Writing(work), reached, best, living, failed, said)
-
-    def _write(
-        self,
-        directory: Path,
-        snapshot: Snapshot,
-        best: bool,
-        said: list[str],
-        between: Callable[[], None] = lambda: None,
-        read: Callable[[], None] = lambda: None,
-    ) -> Saved:
-        """Write a checkpoint, and delete what it makes one too many; speaks to nobody."""
-        facts = snapshot.facts
-        try:
-            saved = checkpoint.save(directory, snapshot, best=best, report=said.append, between=between, read=read)
-        except MemoryError as error:  # told within a step it would look like the step's own
-            raise CheckpointError(f"cannot save in {directory}: out of memory", "stop other programs") from error
-        if not best:  # here, since deleting half a gigabyte takes time too
-            said.extend(_prune(directory, self._keep, facts.lineage, facts.state.step))
-        return saved
-
-    def _keep_reserve(self, path: Path, between: Callable[[], None], said: list[str]) -> None:
-        if self._reserve is None:
-            return
-        size = 0
-        try:
-            size = path.stat().st_size
-            self._reserve.keep(size, between=between)
-            self._had_reserve = True
-        except OSError as error:
-            if not self._told_of_reserve:
-                said.append(
-                    f"WARNING: no reserve of {megabytes(size + MARGIN)} on the disk ({error}): should it fill up, "
-                    "the newest steps wait in memory alone until there is room"
-                )
-            self._told_of_reserve = True
 
     def release(self) -> None:
         """Return once the tensors may change: every byte of them is read; the disk is not waited for.
@@ -299,8 +254,11 @@ class Saves:
 
     def _make_up(self, failed: _Pending, error: NoRoom, *, last: bool) -> None:
         """Save the state of now in the reserve's room, then what failed, and wait for room to go on."""
-        reserve = self._reserve = self._reserve or self._opened_late(failed)
-        self._had_reserve |= reserve.free()  # first: the journal needs a little of that room too
+        try:
+            self._place.make_room(self._guard.directory)  # first: the journal needs a little of that room too
+        except CheckpointError:
+            failed.failed()
+            raise
         self._guard.event("save failed", step=failed.step, what=error.what)
         owed = [failed] if failed.best and failed.is_fresh else []
         if failed.best and not owed:  # first: no checkpoint may tell of a best model that is not on the disk
@@ -310,22 +268,15 @@ class Saves:
         tasks = [Task(partial(self._try, now, last=last), needs)]
         tasks += [Task(partial(self._try, best.snapshot, best, last=last), _bytes_of(best.snapshot)) for best in owed]
         if not last:
-            beside = needs + MARGIN if self._had_reserve else 0
-            tasks.append(Task(partial(self._may_go_on, reserve, needs, state), needs + beside))
+            # Where zeros must be written that takes minutes, in which a stop is heard too.
+            look = partial(self._pause.look, state)
+            tasks.append(Task(partial(self._place.has_room, needs, look), self._place.wanted(needs)))
         try:
-            self._pause.through(tasks, lambda: reserve.room, state, error)
+            self._pause.through(tasks, lambda: self._place.room, state, error)
         except BaseException as left:
             failed.failed()
             self.owes_best = bool(owed) and isinstance(left, Stopped)
             raise
-
-    def _opened_late(self, failed: _Pending) -> Reserve:
-        directory = self._guard.directory
-        try:
-            return Reserve(directory)
-        except OSError as error:
-            failed.failed()
-            raise CheckpointError(f"cannot save in {directory}: {reason(error)}", remedy(error)) from error
 
     def _try(self, snapshot: Snapshot, best: _Pending | None = None, *, last: bool) -> bool:
         """Write a checkpoint, or a best model that failed, here and now; False where there is no room."""
@@ -336,7 +287,7 @@ class Saves:
             if not best:
                 self._guard.event("saving", step=step)
             try:
-                saved = self._write(self._guard.directory, snapshot, bool(best), said)
+                saved = self._place.write(self._guard.directory, snapshot, bool(best), said)
             except NoRoom:
                 return False
             except CheckpointError as error:  # as of any faulty disk
@@ -351,17 +302,6 @@ class Saves:
             self._tell(saved, snapshot, bool(best), saved.seconds)
         return True
 
-    def _may_go_on(self, reserve: Reserve, size: int, state: State) -> bool:
-        """Whether there is room for the reserve again, and for the next checkpoint; without one before, for that."""
-        if not self._had_reserve:
-            return reserve.room >= size
-        try:
-            # Where zeros must be written that takes minutes, in which a stop is heard too.
-            reserve.keep(size, beside=size, between=lambda: self._pause.look(state))
-        except OSError:
-            return False
-        return True
-
     def _leave(self) -> None:
         """Give up what is not yet on the disk."""
         pending, self._pending = self._pending, None
@@ -373,11 +313,3 @@ class Saves:
 def _bytes_of(snapshot: Snapshot) -> int:
     """About what a snapshot takes on the disk."""
     return sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values()) + (1 << 16)
-
-
-def _prune(directory: Path, keep: int, lineage: Sequence[str], step: int) -> list[str]:
-    try:
-        checkpoint.prune(directory, keep, lineage, step)
-    except CheckpointError as error:  # what should have gone is still there: nothing is lost
-        return [f"WARNING: {error.what} ({error.next_step})"]
-    return []

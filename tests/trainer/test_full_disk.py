@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from kssm import checkpoint as checkpoint_room
 from kssm import pause as pause_room
-from kssm import saves as saves_room
+from kssm import place as place_room
 from kssm.atomicfile import PrivateFile
 from kssm.checkpoint import BEST, load, newest_valid
 from kssm.errors import CheckpointError, NoRoom, StepFailed
@@ -39,7 +40,7 @@ class FullDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: range, number: int = errno.ENOSPC) -> None:
         self.attempts, self.refused, self.number = 0, refused, number
         self.during: Callable[[], None] = lambda: None
-        real = saves_room.checkpoint.save
+        real = checkpoint_room.save
 
         def save(*words: Any, **names: Any) -> Any:
             self.attempts += 1
@@ -48,7 +49,7 @@ class FullDisk:
                 raise NoRoom(f"cannot save: {os.strerror(self.number).lower()}", "free space")
             return real(*words, **names)
 
-        monkeypatch.setattr(saves_room.checkpoint, "save", save)
+        monkeypatch.setattr(checkpoint_room, "save", save)
         shown = property(
             lambda _reserve: 0 if self.number == errno.ENOSPC and self.attempts in self.refused else 1 << 40
         )
@@ -163,14 +164,14 @@ def test_a_stop_while_the_last_best_model_waits_for_room_leaves_that_evaluation_
     # Saves of a run: 2, best 3, 4, best 6, 6. The fourth finds no room; then the state goes first.
     with monkeypatch.context() as filled:
         disk = FullDisk(filled, range(4, 5))
-        real_during = saves_room.checkpoint.save
+        real_during = checkpoint_room.save
 
         def only_states(*words: Any, best: bool = False, **names: Any) -> Any:
             if best and disk.attempts >= 4:
                 raise NoRoom("cannot save: no space left on device", "free space")
             return real_during(*words, best=best, **names)
 
-        filled.setattr(saves_room.checkpoint, "save", only_states)
+        filled.setattr(checkpoint_room, "save", only_states)
         guard = StandIn(tmp_path)
         stops_while_paused(guard)
         result, lines = run(guard, text, unbroken / "cache")
@@ -186,14 +187,14 @@ def test_a_stop_while_the_last_best_model_waits_for_room_leaves_that_evaluation_
 def best_finds_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for each state, and for no best model."""
     FullDisk(monkeypatch, range(0))
-    real = saves_room.checkpoint.save
+    real = checkpoint_room.save
 
     def save(*words: Any, best: bool = False, **names: Any) -> Any:
         if best:
             raise NoRoom("cannot save: no space left on device", "free space")
         return real(*words, best=best, **names)
 
-    monkeypatch.setattr(saves_room.checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint_room, "save", save)
 
 
 class StopsForGood(StandIn):
@@ -267,7 +268,7 @@ def test_a_disk_that_turns_out_faulty_in_a_pause_is_in_the_journal_and_what_it_l
     # Saves of a run: 2, best 3, 4. One finds no room; of what is then tried, the state or the best model is refused.
     full, faulty = (1, 2) if what == "state" else (2, 4)
     disk = FullDisk(monkeypatch, range(full, full + 1))
-    real = saves_room.checkpoint.save
+    real = checkpoint_room.save
 
     def save(*words: Any, **names: Any) -> Any:
         if disk.attempts + 1 == faulty:
@@ -275,7 +276,7 @@ def test_a_disk_that_turns_out_faulty_in_a_pause_is_in_the_journal_and_what_it_l
             raise CheckpointError("cannot save: input/output error", "check the disk")
         return real(*words, **names)
 
-    monkeypatch.setattr(saves_room.checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint_room, "save", save)
     guard = StandIn(tmp_path)
     result, lines = run(guard, text, unbroken / "cache", max_steps=5)
     assert result.complete
@@ -372,7 +373,7 @@ def test_a_directory_in_which_no_reserve_can_be_kept_costs_the_reserve_and_not_t
     def refused(_directory: Path) -> Reserve:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(saves_room, "Reserve", refused)
+    monkeypatch.setattr(place_room, "Reserve", refused)
     guard = StandIn(tmp_path / "run")
     guard.directory.mkdir()
     result, lines = run(guard, text, tmp_path / "cache")
