@@ -125,8 +125,9 @@ def test_p16_a_live_lock_aborts_a_dead_one_is_removed(project: Project) -> None:
     until(lambda: project.shell(f"ps -o stat= -p {pid}").stdout.strip()[:1] in ("", "Z"), 10)
     assert (project.results / "training.lock").exists()
     project.shell(BACKGROUND)
+    # The label stands before the journal tells of it, and the killed run's heartbeat until the new one writes its own.
+    until(lambda: "taken over" in (project.results / "events.jsonl").read_text(), 120, 0.05)
     until(lambda: project.trains() and (project.results / "training.lock").read_text() != f"{pid}\n", 120, 0.05)
-    assert "taken over" in (project.results / "events.jsonl").read_text()
     project.shell("kill -SIGINT $(cat results/kssm_v3/training.pid)")
     until(lambda: not (project.results / "training.lock").exists(), 30)
 
