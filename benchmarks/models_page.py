@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import marked
 from benchmarks.contestants import FAST_ENOUGH, LENGTH, LONG, SEEDS, STEPS, TUNING_PART
 from benchmarks.models_drawings import drawings
 from benchmarks.summary import Standing, Summary
@@ -40,11 +41,7 @@ def write(summary: Summary) -> None:
 
 def renewed(document: str, tables: str) -> str:
     """The page with what is between the marks replaced; raises ValueError where a mark is missing."""
-    before, _, rest = document.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{DOCUMENT} lacks its marks {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + tables + END + after
+    return marked.renewed(document, tables, (BEGIN, END), DOCUMENT)
 
 
 def compared(summary: Summary) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import marked
 from benchmarks.curves import drawing
 from benchmarks.machine import described
 from benchmarks.measure import Row
@@ -65,11 +66,7 @@ def run(name: str, machine: str) -> Result | None:
 
 def renewed(document: str, measured: str) -> str:
     """The document with what is between the marks replaced; raises ValueError where a mark is missing."""
-    before, _, rest = document.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{DOCUMENT} lacks its marks {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + measured + END + after
+    return marked.renewed(document, measured, (BEGIN, END), DOCUMENT)
 
 
 def measured(results: Mapping[str, Result]) -> str:

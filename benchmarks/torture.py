@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import marked
 from benchmarks.machine import described
 from tests.faults.tally import Tally
 
@@ -94,11 +95,7 @@ def _place(name: str) -> tuple[int, str]:
 
 def renewed(document: str, counts: str) -> str:
     """The document with what is between the marks replaced; raises ValueError where a mark is missing."""
-    before, _, rest = document.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{DOCUMENT} lacks its marks {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + counts + END + after
+    return marked.renewed(document, counts, (BEGIN, END), DOCUMENT)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import marked
 from benchmarks.solvers import LENGTHS, SEEDS, SOLVERS
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/tracking.md"
@@ -35,11 +36,7 @@ def write(summary: Mapping[str, Any]) -> None:
 
 def renewed(document: str, figures: str) -> str:
     """The page with what is between the marks replaced; raises ValueError where a mark is missing."""
-    before, _, rest = document.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{DOCUMENT} lacks its marks {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + figures + END + after
+    return marked.renewed(document, figures, (BEGIN, END), DOCUMENT)
 
 
 def tracked(summary: Mapping[str, Any]) -> str:
