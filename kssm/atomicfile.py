@@ -21,6 +21,8 @@ from typing import BinaryIO
 # macOS refuses one write of 2 GiB or more, and Linux cuts it short.
 _BLOCK = 1 << 26
 _EARLY = 1 << 25
+_KNOW_ONLY_FSYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
+"""What network disks answer to F_FULLFSYNC."""
 
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk, or choose another directory",
@@ -162,10 +164,14 @@ def sync_directory(directory: Path) -> None:
 def _sync(descriptor: int) -> None:
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
-        # On macOS fsync stops at the drive's cache; a network disk there knows only fsync.
-        with suppress(OSError):
+        try:
+            # On macOS fsync stops at the drive's cache.
             fcntl.fcntl(descriptor, full)
             return
+        except OSError as error:
+            # What a failing disk could not take, a plain fsync might afterwards call done.
+            if error.errno not in _KNOW_ONLY_FSYNC:
+                raise
     os.fsync(descriptor)
 
 

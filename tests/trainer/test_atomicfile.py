@@ -132,6 +132,38 @@ def test_where_fsync_stops_at_the_drives_cache_file_and_name_are_both_sent_beyon
     assert plain == (full if system == "refuses" else [])
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.ENXIO])
+def test_a_disk_that_fails_beyond_its_cache_is_not_asked_again_and_called_safe(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def control(_descriptor: int, _request: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    with pytest.raises(OSError, match=os.strerror(number)), replacing(tmp_path / "thing.bin") as file:
+        file.write(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS])
+def test_a_disk_that_knows_only_fsync_is_asked_for_that(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def control(_descriptor: int, _request: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", asked.append)
+    with replacing(tmp_path / "thing.bin") as file:
+        file.write(b"x")
+    assert len(asked) == 2
+
+
 def test_a_dead_writers_file_is_cleared_and_a_live_ones_is_not(tmp_path: Path) -> None:
     dead = tmp_path / ".thing.bin.1-0123abcd.tmp"
     dead.write_bytes(b"half")
