@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import math
 import os
@@ -24,6 +25,8 @@ from solorun.process.table import Row
 _F_GETPATH = 50
 _PROC_PIDFDVNODEPATHINFO, _FWRITE = 2, 2
 _CTL_KERN, _KERN_PROC, _KERN_PROC_PID = 1, 14, 1
+_NEVER_TOLD = {errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What the kernel answers, today and tomorrow, of a process that is over or that it shields from everybody."""
 
 
 def _psutil() -> Any:
@@ -102,16 +105,38 @@ def _letter(status: str, ps: Any) -> str:
 
 
 def _refusals(ps: Any) -> tuple[type[BaseException], ...]:
-    """What psutil raises for a process that is gone or hidden: the system's own error sometimes comes through bare."""
-    return (ps.Error, OSError, RuntimeError, SystemError)
+    """What psutil raises where it has no answer: the system's own error sometimes comes through bare."""
+    return (ps.Error, OSError, MemoryError, RuntimeError, SystemError)
 
 
 def _ask(pid: int, question: str, otherwise: Any, psutil: Any = None) -> Any:
+    """What psutil tells of a process; `otherwise` where it does not, for whatever reason."""
+    try:
+        return _look(pid, question, otherwise, psutil)
+    except OSError:
+        return otherwise
+
+
+def _look(pid: int, question: str, otherwise: Any, psutil: Any = None) -> Any:
+    """The same; `otherwise` only of a process that is gone or hidden.
+
+    Hidden (AccessDenied, psutil's own RuntimeError and SystemError) is another user's process, and one that the kernel
+    shields: they answer so for good, and raised, that would keep everybody from starting for ever.
+
+    Raises:
+        OSError: it cannot be told for the moment (no memory, too many open files), which proves nobody dead.
+    """
     ps = psutil or _psutil()
     try:
         return getattr(ps.Process(pid), question)()
-    except _refusals(ps):
+    except (ps.Error, PermissionError, ProcessLookupError, RuntimeError, SystemError):
         return otherwise
+    except OSError as error:
+        if error.errno not in _NEVER_TOLD:
+            raise
+        return otherwise
+    except MemoryError:  # psutil asks for a megabyte to read an environment into
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
 
 
 def parent(pid: int, psutil: Any = None) -> int:
@@ -184,8 +209,16 @@ def resident_bytes(pid: int, psutil: Any = None) -> int:
 
 
 def pids(psutil: Any = None) -> list[int]:
-    """Every PID that can be seen."""
-    return list((psutil or _psutil()).pids())
+    """Every PID that can be seen.
+
+    Raises:
+        OSError: they cannot be told for the moment, which proves nobody dead.
+    """
+    ps = psutil or _psutil()
+    try:
+        return list(ps.pids())
+    except (ps.Error, MemoryError, RuntimeError, SystemError) as error:
+        raise OSError(errno.ENOMEM, str(error) or os.strerror(errno.ENOMEM)) from None
 
 
 _PS = ("ps", "-axww", "-o", "pid=,ppid=,tty=,time=,rss=,command=")
@@ -211,7 +244,7 @@ def table(
     ps = psutil or _psutil()
     listed = {row.pid: row for line in run_ps().splitlines() if (row := parse_ps(line)) is not None}
     rows = []
-    for pid in ps.pids():
+    for pid in pids(ps):
         try:
             process = ps.Process(pid)
             with process.oneshot():
@@ -253,8 +286,12 @@ def environment_value(pid: int, name: str, psutil: Any = None) -> str:
 
 
 def environment_values(pid: int, names: tuple[str, ...], psutil: Any = None) -> tuple[str, ...]:
-    """The same for several variables, with one look."""
-    found = _ask(pid, "environ", {}, psutil)
+    """The same for several variables, with one look.
+
+    Raises:
+        OSError: they cannot be told for the moment.
+    """
+    found = _look(pid, "environ", {}, psutil)
     return tuple(str(found.get(name, "")) for name in names)
 
 
@@ -285,7 +322,7 @@ def files_open_below(
     """
     below = directory.rstrip("/") + "/"
     found = []
-    for file in _ask(pid, "open_files", (), psutil):
+    for file in _look(pid, "open_files", (), psutil):
         if not file.path.startswith(below):
             continue
         flags = open_flags(pid, file.fd)

@@ -102,6 +102,39 @@ def test_a_killed_run_leaves_a_stale_label_that_check_clears(mac: Mac) -> None:
     assert label_of(mac.results) == 0
 
 
+BLIND = """
+import errno, os, sys, psutil
+def refused(*_):
+    raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+psutil.Process.environ = refused
+from solorun.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""solorun, while the system has no file left to look at a process with."""
+
+LEAVING = """
+import subprocess, sys, time, solorun
+with solorun.hold(sys.argv[1], settle_s=0) as run:
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    print("holding", flush=True)
+    time.sleep(600)
+"""
+"""A trainer with a worker that outlives it."""
+
+
+def test_no_run_starts_beside_a_live_worker_when_processes_cannot_be_looked_at(mac: Mac) -> None:
+    child = mac.starts(mac.spawn.program("leaving.py", LEAVING), mac.results)
+    child.wait_for("holding")
+    child.signal(signal.SIGKILL)
+    child.wait()
+    start = ("start", mac.results, "--", "true")
+    blind = mac.starts(mac.spawn.program("blind.py", BLIND), *start)
+    assert blind.wait(60) == 1, blind.text()
+    assert "too many open files on this machine" in blind.text()
+    assert "Traceback" not in blind.text()
+    assert "end them: solorun stop" in mac.says(*start, code=3)
+
+
 def test_recover_clears_what_a_dead_run_left(mac: Mac) -> None:
     (mac.results / "training.lock").write_text(f"{a_dead_pid()}\n")
     assert "STALE LOCK" in mac.says("recover", "--yes", mac.results)

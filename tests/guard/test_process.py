@@ -364,7 +364,7 @@ class AccessDenied(FakeError):
 
 
 def psutil_that_says(
-    status: Any = "sleeping", born: float = 1000.25, error: type[Exception] | None = None, **more: Any
+    status: Any = "sleeping", born: float = 1000.25, error: type[Exception] | Exception | None = None, **more: Any
 ) -> Any:
     """A stand-in for the psutil module on a Mac."""
 
@@ -474,6 +474,42 @@ def test_darwin_says_nothing_of_a_process_that_may_not_be_looked_at(error: type[
     assert (darwin.uid(7, ps), darwin.resident_bytes(7, ps)) == (None, 0)
     assert darwin.activity(7, "keeper", ps) is None
     assert not darwin.has_open(7, 1, 2, ps)
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [(OSError(number, os.strerror(number)), number) for number in (errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EIO)]
+    + [(MemoryError(), errno.ENOMEM)],
+)
+def test_darwin_says_when_it_could_not_look_at_what_proves_that_a_run_lives(error: Exception, number: int) -> None:
+    ps = psutil_that_says(error=error, environ={}, open_files=[], cmdline=[], cwd="", ppid=0, uids=None)
+    for look in (lambda: darwin.environment_value(7, "ID", ps), lambda: darwin.files_open_below(7, "/", ps)):
+        with pytest.raises(OSError, match=os.strerror(number)) as told:
+            look()
+        assert told.value.errno == number
+    assert isinstance(darwin.probe(7, ps), Alive)
+    assert (darwin.argv(7, ps), darwin.cwd(7, ps), darwin.parent(7, ps), darwin.uid(7, ps)) == ((), "", 0, None)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESRCH, errno.EPERM, errno.EINVAL, errno.ENOTSUP])
+def test_darwin_takes_what_the_kernel_never_tells_for_hidden(number: int) -> None:
+    ps = psutil_that_says(error=OSError(number, os.strerror(number)), environ={}, open_files=[])
+    assert darwin.environment_value(7, "SOLORUN_RUN_ID", ps) == ""
+    assert darwin.files_open_below(7, "/", ps) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENFILE, "full"), MemoryError(), RuntimeError("no PIDs found")])
+def test_darwin_says_when_the_table_cannot_be_read(error: Exception) -> None:
+    def refused() -> list[int]:
+        raise error
+
+    ps = psutil_that_says()
+    ps.pids = refused
+    for look in (darwin.pids, darwin.parents):
+        with pytest.raises(OSError, match=r"full|allocate|no PIDs"):
+            look(ps)
+    with pytest.raises(OSError, match=r"full|allocate|no PIDs"):
+        darwin.table(ps, kernel, lambda: "")
 
 
 def test_darwin_tells_activity_and_the_tree() -> None:
