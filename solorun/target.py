@@ -17,6 +17,7 @@ from solorun.members import members
 from solorun.owner import Alive, Foreign, Held, Owner, ProcessId, Unknown
 from solorun.record import last_run, read_events
 from solorun.refusal import refusal
+from solorun.rundir import OWNER
 from solorun.truth import guard_identity, identity
 
 _STARTING_S = 3.0
@@ -133,6 +134,14 @@ def _unrecorded(directory: Path, held: Held) -> Owner | None:
     return Owner("", found, None, True, user, process.argv(found.pid), "", 0.0, str(directory), 0)
 
 
+def _stands(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def was_asked(directory: int, run_id: str) -> bool:
     """Whether the run as it is now was asked a moment ago.
 
@@ -210,7 +219,7 @@ class Pursuit:
         takers = (self._target.owner.process.pid, self._supervisor_pid(), 0)  # 0: gone, as a container tells it
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):  # moved or deleted: there is no lock to find them by
             return []
         try:
             return [one for one, taker in _sharers(fd) if taker in takers]
@@ -229,8 +238,8 @@ class Pursuit:
         """Whether the supervisor has not let this run's directory go; it may live on a moment, to send notices."""
         try:
             return process.is_alive(supervisor) and self._is_of_this_run()  # and not the next run's, which had waited
-        except OSError:
-            return False
+        except OSError:  # nobody could look: what is not seen to be let go is held
+            return True
 
     def _record(self) -> Owner | None:
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -240,8 +249,13 @@ class Pursuit:
             os.close(fd)
 
     def _is_of_this_run(self) -> bool:
-        record = self._record()
-        return record is not None and record.run_id == self._target.run_id
+        """Whether the record tells of this run, or stands there and cannot be read."""
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            record = read_owner(fd)
+            return _stands(fd, OWNER) if record is None else record.run_id == self._target.run_id
+        finally:
+            os.close(fd)
 
     def leader_is_gone(self) -> bool:
         """Whether the process that was asked for the whole run has ended."""

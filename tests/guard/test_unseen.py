@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 
 import solorun
-from solorun import lock, process, supervisor
+from solorun import lock, process, stop, supervisor
 from solorun.errors import DirectoryProblem
+from solorun.frozen import replace
 from solorun.lock import DirectoryLock, Survivors
+from solorun.owner import ProcessId, encode_owner
+from solorun.patience import StopPolicy
 from solorun.process import RUN_ID_VARIABLE
+from solorun.rundir import OWNER
+from solorun.stop import StillRunning
 from solorun.target import Pursuit, Target
 
-from .stage import Spawner, wait_until
+from .stage import Spawner, a_dead_pid, owner_of, wait_until
 
 RUN = f"20260101-000000-unseen-{os.getpid()}"
 
@@ -35,7 +40,7 @@ def worker(spawn: Spawner) -> process.ProcessId:
     return found
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, name: str, path: str, number: int) -> None:
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str, path: str | Path, number: int) -> None:
     """Let a system call fail for one path."""
     real: Callable[..., Any] = getattr(os, name)
 
@@ -115,6 +120,65 @@ def test_a_stop_calls_nobody_ended_whom_it_could_not_look_for(
         failing.setattr(process.system, "pids", blind)
         assert pursuit.living() == [worker]
     assert pursuit.living() == []
+
+
+@pytest.fixture
+def guarded(spawn: Spawner, results: Path) -> Target:
+    """A run whose trainer is dead and whose supervisor has not let go yet."""
+    deaf = spawn.python(
+        "import signal, time\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(number, signal.SIG_IGN)\n"
+        "print('deaf', flush=True)\ntime.sleep(600)"
+    )
+    deaf.wait_for("deaf")
+    guard = process.identify(deaf.pid)
+    assert guard is not None
+    owner = owner_of(results, ProcessId(process.here(), a_dead_pid(), 1), run_id=RUN, supervisor=guard)
+    (results / OWNER).write_bytes(encode_owner(owner))
+    return Target(RUN, owner, ())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES, errno.ENOENT])
+def test_a_supervisor_has_not_let_go_of_a_directory_that_nobody_can_look_into(
+    guarded: Target, results: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    told: list[str] = []
+
+    def fail_from_now_on(line: str) -> None:
+        told.append(line)
+        refuse(monkeypatch, "open", results, number)
+
+    found = stop._Stop(results, guarded, StopPolicy(0.2), fail_from_now_on, time.monotonic).run(time.sleep)
+    assert isinstance(found, StillRunning), "which is exit status 5"
+    assert found.pids
+    assert told
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_a_record_that_cannot_be_read_is_not_one_that_was_taken_down(
+    guarded: Target, results: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    pursuit = Pursuit(results, guarded, time.monotonic)
+    assert guarded.owner is not None
+    with monkeypatch.context() as failing:
+        refuse(failing, "open", OWNER, errno.EIO)
+        if call == "stat":
+            refuse(failing, "stat", OWNER, errno.EIO)
+        assert pursuit.rest() == [guarded.owner.supervisor]
+    (results / OWNER).unlink()
+    assert pursuit.rest() == []
+
+
+def test_forked_workers_are_not_called_dead_while_nobody_can_look_for_their_lock(
+    guarded: Target, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert guarded.owner is not None
+    alone = Target(RUN, replace(guarded.owner, supervisor=None), ())
+    pursuit = Pursuit(results, alone, time.monotonic)
+    with monkeypatch.context() as failing:
+        refuse(failing, "open", results, errno.EMFILE)
+        assert pursuit.rest() == [guarded.owner.process]
+    assert pursuit.rest() == []
 
 
 def test_a_supervisor_lets_nothing_go_while_it_cannot_look(monkeypatch: pytest.MonkeyPatch) -> None:
