@@ -103,7 +103,7 @@ def _ended(run: LiveRun) -> Callable[[], bool]:
 
     def ended() -> bool:
         nonlocal without
-        without = 0 if is_live(run) else without + 1
+        without = 0 if is_live(run) or _is_letting_go(run) else without + 1
         return without >= _LOOKS_WITHOUT_IT
 
     return ended
@@ -118,6 +118,21 @@ def is_live(run: LiveRun) -> bool:
     if not isinstance(verdict, Held):
         return False
     return verdict.owner.run_id == run.run_id if verdict.owner else verdict.pid == run.pid
+
+
+def _is_letting_go(run: LiveRun) -> bool:
+    """Whether its label is down and its guard still has the kernel's lock, as it may for long on a busy machine."""
+    try:
+        if isinstance(look(run.directory), Held):  # the next run's already
+            return False
+        facts = os.stat(run.directory)
+    except OSError:
+        return False
+    guards = (run.owner.supervisor, run.owner.process)
+    return any(
+        one is not None and process.is_alive(one) and process.system.has_flock(one.pid, facts.st_dev, facts.st_ino)
+        for one in guards
+    )
 
 
 def end_of(run: LiveRun) -> RunRecord | None:

@@ -25,11 +25,17 @@ with solorun.hold(sys.argv[1], announce=lambda line: None) as run:
     run.log("leaving " + run.stop_reason)
 """
 
+STUBBORN = COUNTING.replace("import sys,", "import signal, sys,").replace(
+    'print("holding"', 'signal.signal(signal.SIGTERM, signal.SIG_IGN); print("holding"'
+)
+"""Hears no request."""
+
 Open = Callable[..., Terminal]
 
 
-def counting(spawn: Spawner, results: Path) -> Child:
-    child = spawn.python(COUNTING, results)
+def counting(spawn: Spawner, results: Path, code: str = COUNTING) -> Child:
+    """By a program on disk: its words would stand in the heading that a watcher is shown before any line of the log."""
+    child = spawn(sys.executable, str(spawn.program("counting.py", code)), str(results))
     child.wait_for("holding")
     return child
 
@@ -51,6 +57,27 @@ def test_every_line_is_shown_to_the_end_and_how_the_run_ended(spawn: Spawner, re
     assert steps == list(range(steps[0], steps[-1] + 1))
     assert "leaving SIGTERM\nReleased lock\n" in watcher.text()
     assert f"interrupted at step {steps[-1]}" in watcher.text()
+
+
+SLOW_TO_LET_GO = """
+import time
+from solorun.lock import DirectoryLock
+withdraw = DirectoryLock.withdraw
+def slowly(lock):
+    withdraw(lock)
+    time.sleep(1.5)
+DirectoryLock.withdraw = slowly
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not tell who holds a lock")
+def test_a_run_that_takes_long_to_let_go_is_watched_to_its_last_line(spawn: Spawner, results: Path) -> None:
+    child = counting(spawn, results, SLOW_TO_LET_GO + COUNTING)
+    watcher = spawn.solorun("attach", results)
+    watcher.wait_for("step ")
+    child.signal(signal.SIGTERM)
+    assert watcher.wait() == 143
+    assert "leaving SIGTERM\nReleased lock\n" in watcher.text()
 
 
 def test_ctrl_c_asks_and_d_leaves_the_run_alone(spawn: Spawner, results: Path, terminal: Open) -> None:
@@ -99,9 +126,8 @@ def test_only_a_whole_word_is_an_answer(spawn: Spawner, results: Path, terminal:
 def test_leaving_while_it_is_being_stopped_does_not_say_that_it_goes_on(
     spawn: Spawner, results: Path, terminal: Open
 ) -> None:
-    child = counting(spawn, results)
+    counting(spawn, results, STUBBORN)
     shown = attached(terminal, results)
-    os.kill(child.pid, signal.SIGSTOP)  # hears no request
     shown.type(b"\x03")
     shown.wait_for("d = leave it running")
     shown.type(b"s\n")
@@ -113,25 +139,20 @@ def test_leaving_while_it_is_being_stopped_does_not_say_that_it_goes_on(
     assert "left; it was asked to stop" in shown.seen
 
 
-STUBBORN = COUNTING.replace("import sys,", "import signal, sys,").replace(
-    'print("holding"', 'signal.signal(signal.SIGTERM, signal.SIG_IGN); print("holding"'
-)
-
-
 def test_a_stop_that_did_not_stop_says_so_and_may_be_asked_for_again(
     spawn: Spawner, results: Path, terminal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "solorun.toml").write_text("grace_s = 0.5\n")
     monkeypatch.chdir(tmp_path)
-    child = spawn.python(STUBBORN, results)
-    child.wait_for("holding")
+    child = counting(spawn, results, STUBBORN)
     shown = attached(terminal, results)
     for count in (1, 2):
         shown.type(b"\x03")
         wait_until(lambda count=count: shown.read().count("d = leave it running") == count)  # type: ignore[misc]
         shown.type(b"s\n")
-        wait_until(lambda count=count: shown.read().count("still running after") == count)  # type: ignore[misc]
-    assert "solorun stop --kill" in shown.seen
+        # The last line of a stop: until it is said, another one would not be begun.
+        wait_until(lambda count=count: shown.read().count("solorun stop --kill") == count)  # type: ignore[misc]
+        assert shown.seen.count("still running after") == count
     assert label_of(results) == child.pid
 
 
