@@ -270,7 +270,7 @@ class _Supervisor:
         """What the command left running."""
         run_id = self.claim.run_id
         # One look can miss a daemon that is forked while it lasts by a parent that ends before it is seen.
-        return process.carriers(run_id) or self._strays() or process.carriers(run_id)
+        return process.carriers(run_id) or self._strays() or process.carriers(run_id) or self._strays()
 
     def _strays(self) -> list[ProcessId]:
         """Orphans that lost the run's id with their environment (sudo, `env -i`), and still write here."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from solorun import process, stop
+from solorun import process, stop, supervisor
 from solorun.errors import Held, SolorunError
 from solorun.stop import Stopped, StopPolicy
 
-from .stage import HOLDING, Child, Spawner, label_of, names, wait_until
+from .stage import DEADLINE_S, HOLDING, Child, Spawner, label_of, names, wait_until
 
-PATIENT = StopPolicy(20.0)
+PATIENT = StopPolicy(DEADLINE_S)
 AS_LAUNCHED = """
 import os, signal, sys
 polite = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
@@ -113,7 +115,8 @@ def test_an_orphan_that_lost_its_environment_and_still_writes_here_keeps_the_dir
     code = f"import os, sys; os.posix_spawn(sys.executable, [sys.executable, '-c', {STRAY!r}], {{}})"
     child = spawn.solorun("start", results, "--", sys.executable, "-c", code)
     child.wait_for("processes of it still run")
-    stray = process.identify(int(child.wait_for("stray ").split("stray ")[1].split()[0]))
+    said = wait_until(lambda: re.search(r"^stray (\d+)\n", child.text(), re.MULTILINE), what=child.text)
+    stray = process.identify(int(said[1]))
     assert stray is not None
     wait_until(lambda: label_of(results) == stray.pid)
     assert spawn.solorun("start", results, "--", "true").wait() == Held.exit_code
@@ -121,3 +124,20 @@ def test_an_orphan_that_lost_its_environment_and_still_writes_here_keeps_the_dir
     assert child.wait() == 0
     assert not process.is_alive(stray)
     assert "training.lock" not in names(results)
+
+
+def test_an_orphan_whose_parent_ended_while_the_table_was_read_is_found_by_a_second_look(
+    spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys, time; log = open(sys.argv[1], 'a'); print('up', flush=True); time.sleep(600)"
+    child = spawn.python(code, results / "training.log")
+    child.wait_for("up")
+    stray = process.identify(child.pid)
+    assert stray is not None
+    looks = [[], [stray]]  # forked after the PIDs were listed, by a parent that was gone when its turn came
+    monkeypatch.setattr(process, "descendants", lambda _whose: looks.pop(0))
+    watching = object.__new__(supervisor._Supervisor)
+    watching.me = process.identify_self()
+    lock = SimpleNamespace(current_path=lambda: str(results))
+    watching.claim = SimpleNamespace(run_id=f"run-{spawn.mark}", lock=lock)  # type: ignore[assignment]
+    assert watching._survivors() == [stray]
