@@ -12,6 +12,8 @@ import pytest
 from solorun import accelerator
 from solorun.accelerator import Accelerators, Device, Use, visible
 
+from .stage import DEADLINE_S
+
 MIB = 1024 * 1024
 DEVICES = "0, GPU-aa11, NVIDIA H100 80GB HBM3, 81559, 1024\n1, GPU-bb22, NVIDIA H100 80GB HBM3, 81559, 0\n"
 USERS = "GPU-aa11, 4242, 1000\n"
@@ -73,6 +75,7 @@ def test_the_environment_chooses_devices(chosen: str | None, expected: tuple[Dev
 def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """A stand-in for `nvidia-smi` on PATH, because no GPU is here: a shell script with these lines."""
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(accelerator, "_ASK_S", DEADLINE_S)  # a busy machine may not get round to a script in 2 s
 
     def put(script: str) -> None:
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")

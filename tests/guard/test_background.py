@@ -37,16 +37,40 @@ with solorun.hold(sys.argv[1]) as run:
 """
 
 
+ATTENTIVE = """
+import sys
+from solorun import start
+from solorun.cli.main import main
+start.FIRST_STEPS_S = 60.0  # a busy machine may need longer for a first error than a person is kept waiting
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, listening for the first moments of a background run until they are over."""
+
+
 def background(
     spawn: Spawner, results: Path, *command: str | Path, flags: tuple[str, ...] = (), **options: object
 ) -> Child:
     return spawn.solorun("start", results, "--background", *flags, "--", *command, **options)
 
 
-def started(spawn: Spawner, results: Path, code: str = PRINTING) -> Child:
-    child = background(spawn, results, sys.executable, spawn.program("trainer.py", code), results)
+def ended_at_once(spawn: Spawner, results: Path, *command: str) -> Child:
+    return spawn(
+        sys.executable, str(spawn.program("solorun", ATTENTIVE)), "start", str(results), "--background", "--", *command
+    )
+
+
+def started(spawn: Spawner, results: Path) -> Child:
+    """A start that has returned: the run holds its directory, and its trainer may still be loading."""
+    child = background(spawn, results, sys.executable, spawn.program("trainer.py", PRINTING), results)
     assert child.wait() == 0, child.text()
     return child
+
+
+def training(spawn: Spawner, results: Path) -> None:
+    """A run in the background whose trainer is at work, as all who look after it know."""
+    started(spawn, results)
+    wait_until(lambda: "first words" in (results / "nohup.out").read_text())
+    wait_until(lambda: "adopted" in events(results))
 
 
 def supervisor_of(results: Path) -> int:
@@ -66,7 +90,7 @@ def test_it_returns_once_the_run_holds_its_directory_and_tells_how_to_go_on(spaw
 
 def test_the_raw_output_is_appended_to_nohup_out_and_the_log_is_complete(spawn: Spawner, results: Path) -> None:
     (results / "nohup.out").write_text("an earlier run\n")
-    started(spawn, results)
+    training(spawn, results)
     assert spawn.solorun("stop", results).wait() == 0
     wait_until(lambda: not process.carriers(run_record(results)["run_id"]))
     raw = (results / "nohup.out").read_text()
@@ -83,6 +107,7 @@ def test_it_survives_a_closed_terminal_and_its_hangup(
     place = quoted(results)
     shell.type(f"{PYTHON} -m solorun start {place} --background -- {PYTHON} {quoted(program)} {place}\n".encode())
     shell.wait_for("stop:  solorun stop")
+    wait_until(lambda: "first words" in (results / "training.log").read_text())
     pid = label_of(results)
     supervisor = supervisor_of(results)
     assert os.getsid(supervisor) not in (os.getsid(shell.pid), supervisor)  # no leader: it never gets a terminal again
@@ -96,7 +121,7 @@ def test_it_survives_a_closed_terminal_and_its_hangup(
 
 
 def test_a_command_that_dies_without_a_word_is_told_so(spawn: Spawner, results: Path) -> None:
-    child = background(spawn, results, "sh", "-c", "kill -9 $$")
+    child = ended_at_once(spawn, results, "sh", "-c", "kill -9 $$")
     assert child.wait() == 137
     assert "killed at once, exit status 137; it wrote nothing" in child.text()
 
@@ -104,7 +129,7 @@ def test_a_command_that_dies_without_a_word_is_told_so(spawn: Spawner, results: 
 def test_a_command_that_fails_at_once_is_told_with_its_first_error_lines_and_its_status(
     spawn: Spawner, results: Path
 ) -> None:
-    child = background(spawn, results, sys.executable, "-c", "print('so far'); import no_such_module")
+    child = ended_at_once(spawn, results, sys.executable, "-c", "print('so far'); import no_such_module")
     assert child.wait() == 1
     assert "crashed at once, exit status 1; its last lines:" in child.text()
     assert "| ModuleNotFoundError: No module named 'no_such_module'" in child.text()
@@ -122,7 +147,7 @@ def test_a_command_that_cannot_be_executed_is_a_usage_error(spawn: Spawner, resu
 def test_a_refused_start_tells_who_and_leaves_every_file_of_the_live_run_as_it_was(
     spawn: Spawner, results: Path
 ) -> None:
-    started(spawn, results)
+    training(spawn, results)
     before = snapshot(results)
     child = background(spawn, results, "sh", "-c", "echo never")
     assert child.wait() == 3
@@ -139,7 +164,7 @@ def test_a_directory_that_cannot_be_made_is_told(spawn: Spawner, tmp_path: Path)
 
 
 def test_what_became_of_it_can_be_read_by_programs(spawn: Spawner, results: Path) -> None:
-    child = background(spawn, results, "sleep", "60", flags=("--json",))
+    child = background(spawn, results, "sleep", "600", flags=("--json",))
     assert child.wait() == 0
     told = json.loads(child.text())
     assert (told["schema"], told["state"], told["pid"]) == (1, "running", label_of(results))

@@ -322,9 +322,14 @@ def test_a_run_that_the_kernel_killed_for_memory_is_told_with_the_kernels_eviden
     assert child.wait(60) == 128 + signal.SIGKILL, child.text()
     record = run_record(results)
     assert (record["state"], record["cause"]) == ("killed", "out of memory")
-    wait_until(lambda: told.exists() and told.read_text().endswith("}\n"))
-    notice = json.loads(told.read_text())
-    assert (notice["occasion"], notice["facts"]["cause"]) == ("crash", "out of memory")
+
+    def crash() -> dict[str, Any] | None:  # a machine that is short of memory, or slow, may be warned of before
+        lines = told.read_text().splitlines(keepends=True) if told.exists() else []
+        notices = [json.loads(line) for line in lines if line.endswith("}\n")]
+        return next((notice for notice in notices if notice["occasion"] == "crash"), None)
+
+    notice = wait_until(crash)
+    assert notice["facts"]["cause"] == "out of memory"
     assert ": out of memory (kernel: " in notice["text"]
     assert record["why"].startswith("kernel: ")
     assert outcome(replace(RECORD, **{key: record[key] for key in ("state", "cause", "why")})).startswith(

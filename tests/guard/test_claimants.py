@@ -18,7 +18,7 @@ from solorun.grouping import Marks, group, solorun_verb
 from solorun.owner import Here, Owner, ProcessId, encode_owner
 from solorun.process.table import Row, Seen
 
-from .stage import HOLDING, Spawner, a_dead_pid, names, owner_of, wait_until
+from .stage import HOLDING, Spawner, a_dead_pid, label_of, owner_of, wait_until
 
 HERE = Here("studio", "m", "b", "n")
 WRITING = """
@@ -176,8 +176,8 @@ def test_a_live_run_of_ours_is_one_claimant_with_its_evidence(spawn: Spawner, re
 
 
 def test_a_guarded_command_with_its_guard_is_one_claimant(spawn: Spawner, results: Path) -> None:
-    guard = spawn.solorun("start", results, "--", sys.executable, "-c", "import time; time.sleep(600)")
-    wait_until(lambda: "training.lock" in names(results))
+    guard = spawn.solorun("start", results, "--", "sleep", "600")
+    wait_until(lambda: process.argv(label_of(results)) == ("sleep", "600"))  # it has left its gate
     (one,) = find(results, time.time())
     assert process.identify(guard.pid) in one.guards
     assert len(one.members) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -239,8 +240,13 @@ def test_the_table_fits_80_columns_and_a_long_name_has_a_line_to_itself(
     (live / "checkpoint_120000.safetensors").touch()
     child = spawn.python(HOLDING, live)
     child.wait_for("holding")
-    wait_until(lambda: "LEFT" in say("status").out and "/s" in say("status").out)
-    lines = say("status").out.splitlines()
+
+    def lines_of_a_live_run() -> list[str]:  # seen within the same half second as its last step, once it has a rate
+        out = say("status").out
+        return out.splitlines() if "/s" in out and "last step 0 s ago" in out else []
+
+    lines: list[str] = wait_until(lines_of_a_live_run)
+    assert "LEFT" in lines[0]
     assert max(map(len, lines)) <= 80
     at = lines.index("results/a long name/of a directory that/was nested deep")
     assert lines[at + 1].split()[:2] == ["idle", "-"]
@@ -359,7 +365,9 @@ def test_stop_exits_5_when_the_run_still_runs_and_names_the_harder_way(spawn: Sp
     (results / "training.lock").write_text(f"{child.pid}\n")
     stop = spawn.solorun("stop", results, "--grace", "0.2")
     assert stop.wait() == 5
-    assert f"still running after 0.2 s, phase unknown, PID {child.pid}" in stop.text()
+    waited = re.search(rf"still running after (\d+\.\d) s, phase unknown, PID {child.pid}\b", stop.text())
+    assert waited, stop.text()
+    assert float(waited[1]) >= 0.2
     assert f"next: wait longer, or end it hard: solorun stop --kill {quoted(results)}" in stop.text()
 
 

@@ -25,6 +25,7 @@ from solorun.process import RUN_ID_VARIABLE
 from solorun.progress import read_progress
 
 from .stage import (
+    DEADLINE_S,
     HOLDING,
     PYTHON,
     Child,
@@ -118,12 +119,9 @@ def test_the_next_run_knows_the_one_before(results: Path) -> None:
 
 def test_a_held_directory_is_refused_with_everything_a_person_needs(spawn: Spawner, results: Path) -> None:
     child = holding(spawn, results)
-    wait_until(lambda: b" training " in (results / "progress").read_bytes())
     before = {name: facts for name, facts in snapshot(results).items() if name != "progress"}
-    began = time.monotonic()
-    with pytest.raises(solorun.Held) as told, solorun.hold(results):
+    with pytest.raises(solorun.Held) as told, solorun.hold(results):  # test_refusal.py tells how quick it is
         pass
-    assert time.monotonic() - began < 20  # test_refusal.py tells how quick it is
     text = solorun.explain(told.value)
     assert told.value.exit_code == 3
     assert f"held by PID {child.pid} of {process.user_name(os.getuid())}" in text
@@ -475,6 +473,14 @@ def test_a_trainer_whose_launcher_closed_the_descriptor_still_joins_its_own_run(
     assert (results / "training.log").read_text().endswith("Released lock\n")
 
 
+def is_locked(results: Path) -> bool:
+    """Whether somebody has the kernel's lock; it is taken for an instant only, so that who waits for it gets a turn."""
+    found = lock.seize(results)
+    if isinstance(found, DirectoryLock):
+        found.close()
+    return isinstance(found, lock.Busy)
+
+
 def test_such_a_trainer_takes_the_kernels_lock_when_its_supervisor_dies(
     spawn: Spawner, results: Path, program: Path
 ) -> None:
@@ -485,14 +491,18 @@ def test_such_a_trainer_takes_the_kernels_lock_when_its_supervisor_dies(
     child.signal(signal.SIGKILL)
     child.wait()
     os.kill(launcher, signal.SIGKILL)  # it has the inherited descriptor too
-    wait_until(lambda: isinstance(lock.enter(results), lock.Busy))
+    wait_until(lambda: is_locked(results))
+    assert lock.enter(results) == lock.Busy()
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not process.is_alive(trainer))
     with hold(results):
         pass
 
 
-def test_what_is_left_of_a_killed_run_gets_a_moment_to_end(spawn: Spawner, results: Path) -> None:
+def test_what_is_left_of_a_killed_run_gets_a_moment_to_end(
+    spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("solorun.claim.SURVIVORS_S", DEADLINE_S)  # what ends in a moment may take long where it is busy
     code = """
         import os, subprocess, sys, time, solorun
         with solorun.hold(sys.argv[1]):
@@ -575,7 +585,7 @@ def test_of_two_trainers_under_one_supervisor_the_second_is_refused(
     wait_until(lambda: log.exists() and "by another process of this very run" in log.read_text())
     wait_until(lambda: "holding" in log.read_text())
     assert log.read_text().count("holding") == 1
-    os.kill(label_of(results), signal.SIGTERM)
+    os.kill(wait_until(lambda: label_of(results)), signal.SIGTERM)
     child.wait()
     assert label_of(results) == 0
 
@@ -621,6 +631,8 @@ def test_an_adoption_without_a_log_leaves_no_descriptor(results: Path, monkeypat
     with hold(results) as run:
         number = os.dup(run._claim.lock.truth)
         monkeypatch.setenv("SOLORUN_LOCK_FD", str(number))
+        assert run._claim._keeper is not None
+        run._claim._keeper.dismiss()  # what it opens for a look would be counted
         (results / "training.log").unlink()
         (results / "training.log").mkdir()
         before = set(os.listdir("/dev/fd"))

@@ -15,9 +15,9 @@ from solorun import claimants, process, stop
 from solorun.owner import decode_owner, encode_owner
 from solorun.stop import Stopped, StopPolicy
 
-from .stage import Child, Spawner, events, label_of, owner_of, run_record, wait_until
+from .stage import DEADLINE_S, Child, Spawner, events, label_of, owner_of, run_record, wait_until
 
-PATIENT = StopPolicy(20.0)
+PATIENT = StopPolicy(DEADLINE_S)
 TRAINER = """
 import os, sys, time, solorun
 rank, directory = sys.argv[1], sys.argv[3]
@@ -43,6 +43,12 @@ time.sleep(0.5)
 second.communicate()
 sys.exit(status and 1)  # as torchrun: whatever is not 0 is a failure
 """
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that ends by itself is not asked to, however long a busy machine lets it take."""
+    monkeypatch.setattr(stop, "_LEFTOVERS_S", DEADLINE_S)
 
 
 def launched(spawn: Spawner, results: Path) -> Child:

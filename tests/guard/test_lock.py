@@ -26,7 +26,7 @@ from solorun import label, lock, process, rundir
 from solorun.lock import Busy, DirectoryLock, Survivors, enter
 from solorun.owner import Foreign, Held, Owner, Stale, Unknown, decode_owner, encode_owner
 
-from .stage import Spawner, a_dead_pid, as_nobody, names, owner_of, wait_until
+from .stage import DEADLINE_S, Spawner, a_dead_pid, as_nobody, names, owner_of, wait_until
 
 TAKE = """
     import os, sys, time
@@ -140,7 +140,7 @@ def test_a_label_that_names_no_process_is_cleared(results: Path, text: bytes) ->
     (results / "training.lock").write_bytes(text)
     began = time.monotonic()
     found = taken(results)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < DEADLINE_S
     assert isinstance(found.took_over, Stale)
     assert names(results) == set()
     found.release()
@@ -257,7 +257,7 @@ def test_a_fifo_or_a_directory_does_not_block_and_is_put_aside(results: Path, ma
     kind = stat.S_IFMT((results / "training.lock").stat().st_mode)
     began = time.monotonic()
     found = taken(results)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < DEADLINE_S
     found.publish(mine(found))
     found.release()
     (kept,) = results.iterdir()
@@ -286,7 +286,10 @@ def test_a_record_that_is_a_directory_is_an_error_and_leaves_nothing(results: Pa
 # An old-style trainer between creating and writing, and other races.
 
 
-def test_an_empty_label_that_is_filled_in_within_a_moment_is_respected(results: Path) -> None:
+def test_an_empty_label_that_is_filled_in_within_a_moment_is_respected(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "EMPTY_GRACE_S", DEADLINE_S)  # the writer's thread may get its turn late
     path = results / "training.lock"
     path.touch()
     writer = threading.Timer(0.1, lambda: path.write_text(f"{os.getpid()}\n"))
@@ -745,7 +748,7 @@ def test_survivors_that_closed_every_descriptor_are_refused_until_they_are_gone(
     run_id = f"run-{spawn.mark}"
     parent = spawn.python(ORPHAN, env={process.RUN_ID_VARIABLE: run_id})
     parent.wait()
-    wait_until(lambda: "orphan" in parent.text())
+    wait_until(lambda: parent.text().endswith("\n"))
     pid = int(parent.text().split()[-1])
     dead = replace(process.identify_self(), pid=parent.pid)
     (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, dead, run_id)))

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from solorun.mirror import Mirror
 
-from .stage import Terminal, label_of, wait_until
+from .stage import Spawner, Terminal, label_of, wait_until
+
+PATIENT = """
+import sys
+from solorun import supervisor
+from solorun.cli.main import main
+supervisor._LAST_COPY_S = 60.0  # a busy machine may let the other side of the terminal read late
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, with time to copy the rest."""
 
 
 def test_what_a_full_pipe_does_not_take_is_left_over_and_comes_later(results: Path, fd: int) -> None:
@@ -50,9 +59,12 @@ def test_a_terminal_that_nobody_reads_does_not_keep_the_directory_held(
     # It was never read: what is in the terminal's own buffer is all that a blocked supervisor would ever have written.
 
 
-def test_what_was_printed_reaches_a_terminal_whole(results: Path, terminal: Callable[..., Terminal]) -> None:
+def test_what_was_printed_reaches_a_terminal_whole(
+    spawn: Spawner, results: Path, terminal: Callable[..., Terminal]
+) -> None:
     code = "print('\\n'.join(f'line {n}' for n in range(20000)))"
-    shown = terminal(sys.executable, "-m", "solorun", "start", results, "--", sys.executable, "-c", code)
+    solorun = spawn.program("solorun", PATIENT)
+    shown = terminal(sys.executable, solorun, "start", results, "--", sys.executable, "-c", code)
     assert shown.wait() == 0
     lines = [line for line in shown.seen.splitlines() if line.startswith("line ")]
     assert lines == [f"line {n}" for n in range(20_000)]

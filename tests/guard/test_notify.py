@@ -22,7 +22,7 @@ from solorun.notice import Notice, called, message, wants
 from solorun.notify import deliver, reachable, send
 from solorun.settings import NotifyEntry
 
-from .stage import events, wait_until
+from .stage import DEADLINE_S, events, wait_until
 
 ALL = frozenset({"end", "crash", "hang", "memory", "disk"})
 CRASH = Notice(
@@ -49,7 +49,7 @@ def by_apprise(url: str) -> NotifyEntry:
     return NotifyEntry(ALL, (), "", url)
 
 
-def problem(entry: NotifyEntry, deadline_s: float = 20.0) -> str:
+def problem(entry: NotifyEntry, deadline_s: float = DEADLINE_S) -> str:
     (one,) = deliver([CRASH], [entry], os.environ, deadline_s)
     return one.problem
 
@@ -157,9 +157,13 @@ def test_a_command_that_hangs_is_killed_with_its_children_at_the_deadline(tmp_pa
     pids = tmp_path / "pids"
     line = f"sleep 600 & echo $! > {shlex.quote(str(pids))}; wait"
     began = time.monotonic()
-    assert problem(by_command("sh", "-c", line), 0.5) == "no end within 0.5 s; killed"
-    assert time.monotonic() - began < 15
-    child = int(pids.read_text())
+
+    def child_of_one_that_was_killed(deadline_s: float) -> int:  # 0: before it had one, on a busy machine
+        assert problem(by_command("sh", "-c", line), deadline_s) == f"no end within {deadline_s:g} s; killed"
+        return int(pids.read_text() or 0) if pids.exists() else 0
+
+    child = next(filter(None, map(child_of_one_that_was_killed, (0.5, 2.5, 12.5))))
+    assert time.monotonic() - began < DEADLINE_S
     wait_until(lambda: not _lives(child))
 
 
@@ -174,7 +178,7 @@ def test_a_child_that_a_command_leaves_behind_delays_nothing(tmp_path: Path) -> 
     pids = tmp_path / "pids"
     began = time.monotonic()
     assert problem(by_command("sh", "-c", f"sleep 600 & echo $! > {shlex.quote(str(pids))}")) == ""
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < DEADLINE_S
     os.kill(int(pids.read_text()), 9)
 
 
@@ -338,7 +342,7 @@ def test_a_courier_writes_down_what_became_of_each_notice(results: Path) -> None
     notice = Notice("end", str(results), "r1", "h", "u", 0.0, "completed", {})
     courier = send([notice], [by_command("true"), by_command("sh", "-c", "echo no; exit 3")], os.environ)
     assert courier is not None
-    assert courier.wait(20) == 0
+    assert courier.wait(DEADLINE_S) == 0
     assert sorted(events(results)) == ["notice failed", "notified"]
     line = "solorun: WARNING: notice of end by command sh failed: exit status 3: no\n"
     assert (results / "training.log").read_text() == line
@@ -354,7 +358,7 @@ def test_a_courier_knows_neither_lock_nor_arguments_that_others_could_read(resul
     courier = send([notice], [entry], os.environ)
     os.close(lock)
     assert courier is not None
-    assert courier.wait(20) == 0
+    assert courier.wait(DEADLINE_S) == 0
     if sys.platform == "linux":
         text = seen.read_text()
         assert "solorun.notify" in text
@@ -375,7 +379,7 @@ def test_nothing_is_written_into_a_directory_that_took_the_place_of_the_runs(res
     results.mkdir()
     gate.touch()
     assert courier is not None
-    courier.wait(20)
+    courier.wait(DEADLINE_S)
     assert list(results.iterdir()) == []
 
 

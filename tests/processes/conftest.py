@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,8 +22,11 @@ QUICK = ("--size", "tiny", "--vocabulary", "bytes", "--batch-size", "2", "--seq-
 def until(condition: Callable[[], object], deadline_s: float = 60.0, every_s: float = 0.01) -> None:
     """Wait for a condition, and fail when it does not come."""
     deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not come"
+    while True:
+        late = time.monotonic() > deadline  # asked first: who was held up until then still looks once after it
+        if condition():
+            return
+        assert not late, "what was waited for did not come"
         time.sleep(every_s)
 
 
@@ -66,7 +70,8 @@ class Trainers:
         """Kill and reap what still lives."""
         for process in self.started:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended just now: a zombie on a Mac
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
