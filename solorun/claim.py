@@ -18,12 +18,13 @@ from solorun.closing import End, close_dead, register, write_end
 from solorun.errors import DirectoryProblem, directory_problem
 from solorun.frozen import replace
 from solorun.keeper import Keeper
-from solorun.label import look, read_owner
+from solorun.label import kept_by, look, look_at, read_owner
 from solorun.logs import LogFile
 from solorun.owner import Owner, ProcessId, Stale, told
 from solorun.record import RunRecord, journal, last_run_id, new_run_id, read_record, write_record
 from solorun.refusal import refusal
 from solorun.rundir import PRIVATE
+from solorun.wording import ask_to_clear, not_yours
 
 SURVIVORS_S = 2.0
 """How long a start waits for what is left of the run before it."""
@@ -242,7 +243,7 @@ def claim(directory: str | os.PathLike[str], clock: Callable[[], float], settle_
     except FileExistsError:
         raise DirectoryProblem(f"{str(path)!r} is not a directory", "name a results directory, not a file") from None
     except OSError as error:
-        raise directory_problem(error, "use", path) from None
+        raise _left_by_another(path) or directory_problem(error, "use", path) from None
     if not isinstance(held, lock.DirectoryLock):
         raise refusal(path, held, clock())
     try:
@@ -251,6 +252,21 @@ def claim(directory: str | os.PathLike[str], clock: Callable[[], float], settle_
     except OSError as error:
         held.close()
         raise directory_problem(error, "write in", path) from None
+
+
+def _left_by_another(path: Path) -> DirectoryProblem | None:
+    """What to say where the lock of a run that is over is another user's to remove; None where it is not."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        left, user = look_at(fd), kept_by(fd)
+    finally:
+        os.close(fd)
+    if not (user and isinstance(left, Stale)):
+        return None
+    return DirectoryProblem(f"cannot use {str(path)!r}: {not_yours(left.proof, user)}", ask_to_clear(user))
 
 
 def _enter_after_survivors(path: Path, settle_s: float) -> lock.DirectoryLock | lock.Refusal:

@@ -90,6 +90,8 @@ class LockInUse:
     pid: int | None = None
     user: str | None = None
     severity: Severity = "blocks"
+    following: str = ""
+    """What to do, where the state alone does not tell."""
 
     @property
     def situation(self) -> str:
@@ -105,7 +107,7 @@ class LockInUse:
     @property
     def next_step(self) -> str:
         """What to do."""
-        return f"solorun status {shell_word(self.directory)}"
+        return self.following or f"solorun status {shell_word(self.directory)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,24 @@ def clear(directory: int, stale: Stale) -> bool:
     return True
 
 
+def kept_by(directory: int) -> str:
+    """The user who may remove what stands of label and record, where the caller may not; empty where he may.
+
+    Where the caller may not write that is the directory's owner; in one with the sticky bit it is whose file it is.
+    """
+    place, me = os.fstat(directory), os.geteuid()
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory):
+        return process.user_name(place.st_uid)
+    if me in (0, place.st_uid) or not place.st_mode & stat.S_ISVTX:
+        return ""
+    for name in (LABEL, OWNER):
+        with contextlib.suppress(OSError):
+            whose = os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid
+            if whose != me:
+                return process.user_name(whose)
+    return ""
+
+
 def take_away(directory: int, judged: Label) -> bool:
     """Remove exactly the label that was judged. False when it was gone or another one by then."""
     # Renamed first, checked then: between judging and unlinking, a new owner may have put up a live label.

@@ -13,6 +13,7 @@ from solorun import accelerator, disk, memory, process, status
 from solorun.accelerator import Accelerators
 from solorun.claim import clear_stale
 from solorun.disk import Room
+from solorun.errors import advice
 from solorun.findings import (
     AcceleratorInUse,
     AcceleratorUnknown,
@@ -36,6 +37,7 @@ from solorun.owner import Free, ProcessId, Stale
 from solorun.runstate import Evidence, Idle, Left, RunState, Unreadable, classify
 from solorun.settings import Settings
 from solorun.sharing import directory_held_by, in_use, is_shared, refuse, tell_of
+from solorun.wording import ask_to_clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Unsafe:
     directory: Path
     state: RunState
     row: dict[str, object]
+    following: str = ""
+    """What to do, where the state alone does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +128,20 @@ def _check(
     if isinstance(state, Idle):
         return Safe(directory, "", program or _last_program(evidence), writable)
     if isinstance(state, Left):
-        cleared = _try_to_clear(directory, now)
+        try:
+            cleared = clear_stale(directory, now)
+        except OSError as error:
+            return _not_cleared(directory, state, status.as_row(directory, state, evidence, now), error)
         if cleared is not None:
             return Safe(directory, cleared.proof, program or _last_program(evidence))
     return Unsafe(directory, state, status.as_row(directory, state, evidence, now))
+
+
+def _not_cleared(directory: Path, state: Left, row: dict[str, object], error: OSError) -> Unsafe:
+    if state.kept_by:
+        return Unsafe(directory, state, row, ask_to_clear(state.kept_by))
+    why = f"{state.proof}; what it left cannot be removed: {error.strerror or error}"
+    return Unsafe(directory, state, {**row, "detail": why}, advice(error))
 
 
 def _may_write(directory: Path) -> bool:
@@ -146,13 +160,6 @@ def _configured_program(directory: Path, settings: Settings) -> str:
 def _last_program(evidence: Evidence) -> str:
     """Of the last run; relative names are taken from here, where the next one is probably started."""
     return program_of(evidence.record.program, os.getcwd()) if evidence.record else ""
-
-
-def _try_to_clear(directory: Path, now: float) -> Stale | None:
-    try:
-        return clear_stale(directory, now)
-    except OSError:  # without the right to write, the lock stands and the finding says so
-        return None
 
 
 def look(
@@ -264,6 +271,7 @@ def _lock_in_use(one: Unsafe) -> LockInUse:
     return LockInUse(
         one.directory, str(one.row["state"]), str(one.row["detail"]),
         pid if isinstance(pid, int) else None, user if isinstance(user, str) else None,
+        following=one.following,
     )  # fmt: skip
 
 

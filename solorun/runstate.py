@@ -9,7 +9,7 @@ from solorun.progress import Progress
 from solorun.record import RunRecord
 from solorun.rundir import CheckpointFile
 from solorun.settings import Settings
-from solorun.wording import ago
+from solorun.wording import ago, not_yours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class Left:
 
     label: Label | None
     proof: str
+    kept_by: str = ""
+    """The user who may remove it, where the caller may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Evidence:
         record: the last run.
         log_age_s: seconds since the log was last written; None without a log.
         looks: two looks at the processes of a run that seems not to move; None while nobody took them.
+        kept_by: the user who may remove what is left of a lock, where the caller may not; empty where he may.
         checkpoint: the newest one by step, whether it loads or not; None without one.
         waiting: starts that queue for it.
     """
@@ -130,6 +133,7 @@ class Evidence:
     record: RunRecord | None
     log_age_s: float | None
     looks: Looks | None = None
+    kept_by: str = ""
     checkpoint: CheckpointFile | None = None
     waiting: tuple[Waiter, ...] = ()
 
@@ -152,7 +156,9 @@ def classify(evidence: Evidence, now: float, settings: Settings) -> RunState:
         return _classify_live(evidence, now, settings)
     if evidence.survivors:
         return Orphaned(evidence.survivors)
-    return Left(verdict.label, verdict.proof) if isinstance(verdict, Stale) else Idle(evidence.record)
+    if isinstance(verdict, Stale):
+        return Left(verdict.label, verdict.proof, evidence.kept_by)
+    return Idle(evidence.record)
 
 
 def _classify_live(evidence: Evidence, now: float, settings: Settings) -> RunState:
@@ -233,6 +239,8 @@ def how_ended(record: RunRecord) -> str:
 def detail(state: RunState) -> str:
     """One line on why the state is named so."""
     match state:
+        case Left(proof=proof, kept_by=user) if user:
+            return not_yours(proof, user)
         case Silent(evidence=text) | Hung(proof=text) | Left(proof=text) | Unreadable(reason=text):
             return text
         case Orphaned(survivors):

@@ -8,9 +8,20 @@ from solorun.frozen import dataclass
 from solorun.grouping import Claimant
 from solorun.owner import Foreign as OwnedElsewhere
 from solorun.owner import Here, Owner, Unknown, Verdict
-from solorun.runstate import Contested, Hung, Idle, Left, Orphaned, Running, RunState, Silent, Unreadable
+from solorun.runstate import (
+    Contested,
+    Hung,
+    Idle,
+    Left,
+    Orphaned,
+    Running,
+    RunState,
+    Silent,
+    Unreadable,
+    detail,
+)
 from solorun.torn import Damaged
-from solorun.wording import command_line
+from solorun.wording import ask_to_clear, command_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +234,8 @@ def _one_claimant(facts: Facts, claimant: Claimant) -> Scenario:
 
 def _no_claimant(facts: Facts) -> Scenario:
     match facts.state:
+        case Left(kept_by=user) if user:
+            return OutOfReach(detail(facts.state), ask_to_clear(user))
         case Left(proof=proof):
             return StaleLock(proof) if not facts.is_locked else _unseen_holder()
         case Idle() if facts.is_locked:

@@ -8,7 +8,7 @@ import time
 from solorun import process
 from solorun.frozen import replace
 from solorun.hang import WINDOW_S, Looks
-from solorun.label import is_copy, judge_found, read_label, read_owner
+from solorun.label import is_copy, judge_found, kept_by, read_label, read_owner
 from solorun.owner import (
     Activity,
     Free,
@@ -110,6 +110,7 @@ def _gather(
         progress=read_progress(fd) if PROGRESS in names else None,
         record=record,
         log_age_s=_age(fd, now) if LOG in names else None,
+        kept_by=kept_by(fd) if isinstance(verdict, Stale) else "",
         checkpoint=next(iter(checkpoint_files(fd, names)), None),
         waiting=_waiting(directory) if WAITING in names else (),
     )
@@ -361,6 +362,7 @@ def as_row(directory: str | os.PathLike[str], state: RunState, evidence: Evidenc
         "memory_bytes": process.resident_bytes(owner.process.pid) if owner and _is_here(owner.process.here) else None,
         "ended": how_ended(record) if record and not live else None,
         "detail": detail(state),
+        "kept_by": getattr(state, "kept_by", "") or None,
         "checkpoint": checkpoint.step if checkpoint else None,
         "checkpoint_age_s": max(0.0, now - checkpoint.written) if checkpoint else None,
         "waiting": _queue_rows(evidence.waiting, now) if evidence and evidence.waiting else [],

@@ -80,3 +80,18 @@ def size(count: int) -> str:
             break
         amount /= 1024
     return f"{amount:.1f} {unit}" if amount < 10 and unit not in ("B", "KiB") else f"{amount:.0f} {unit}"
+
+
+def not_yours(proof: str, user: str) -> str:
+    """That the lock of a run that is over is another user's to remove.
+
+    Args:
+        proof: that it is over.
+        user: who may.
+    """
+    return f"{proof}; you may not remove what it left, {user} may"
+
+
+def ask_to_clear(user: str) -> str:
+    """What to do about that."""
+    return f"ask {user} to clear it (solorun check), or choose another results directory"

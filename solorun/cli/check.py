@@ -123,7 +123,7 @@ def _finding(finding: Finding) -> list[str]:
     text, following = finding.what, finding.next_step
     if isinstance(finding, LockInUse):
         where = typed(finding.directory)
-        text, following = f"{where}  {finding.situation}", next_steps(finding.state, where)
+        text, following = f"{where}  {finding.situation}", finding.following or next_steps(finding.state, where)
     elif isinstance(finding, NotWritable):
         text = f"{typed(finding.directory)}  you may not write there"
     elif isinstance(finding, StaleCleared):

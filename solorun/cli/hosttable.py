@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from solorun.cli.render import WIDTH, doing, laid_out, next_steps, waits, wrapped
+from solorun.cli.render import WIDTH, asking, doing, laid_out, next_steps, waits, wrapped
 from solorun.errors import explain
 from solorun.hosts import NotReached, Reached, Report
 from solorun.runstate import PROBLEMS
@@ -105,7 +105,7 @@ def _attention(row: dict[str, Any], where: str, host: str) -> list[str]:
     else:
         step = next_steps(state, f"--host {printable(shlex.quote(host))} {place}")
     reason = wrapped(printable(str(row.get("detail", ""))), WIDTH - 2)
-    return [*(f"  {line}" for line in reason), f"  next: {step}"]
+    return [*(f"  {line}" for line in reason), f"  next: {asking(row) or step}"]
 
 
 def _short(row: dict[str, Any], there: str) -> str:

@@ -6,7 +6,7 @@ import os
 
 from solorun.cli.places import relative
 from solorun.runstate import PROBLEMS
-from solorun.wording import ago, printable, shell_word, short, size
+from solorun.wording import ago, ask_to_clear, printable, shell_word, short, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _below(row: dict[str, Any], shown: str) -> list[str]:
     lines += [waits(waiter) for waiter in row.get("waiting", ())]
     if state in PROBLEMS or state == "foreign":
         lines += wrapped(row["detail"], WIDTH - 2)
-        lines.append(f"next: {next_steps(state, shell_word(shown))}")
+        lines.append(f"next: {asking(row) or next_steps(state, shell_word(shown))}")
     return [f"  {line}" for line in lines]
 
 
@@ -127,6 +127,11 @@ _NEXT = {
 def typed(path: str | os.PathLike[str]) -> str:
     """A path as the person would type it to a shell from here."""
     return shell_word(relative(path))
+
+
+def asking(row: dict[str, Any]) -> str:
+    """Whom to ask about a lock that was left behind and that you may not remove; empty for any other row."""
+    return ask_to_clear(printable(str(row["kept_by"]))) if row.get("kept_by") else ""
 
 
 def next_steps(state: str, where: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import importlib
 import json
 import os
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +28,19 @@ from solorun.preflight import judge, look
 from solorun.settings import Settings
 from solorun.wording import shell_word
 
-from .stage import HOLDING, PYTHON, Spawner, Terminal, a_dead_pid, as_nobody, label_of, names, quoted, wait_until
+from .stage import (
+    HOLDING,
+    NOBODY,
+    PYTHON,
+    Spawner,
+    Terminal,
+    a_dead_pid,
+    as_nobody,
+    label_of,
+    names,
+    quoted,
+    wait_until,
+)
 
 
 @dataclass
@@ -139,6 +154,15 @@ def test_a_missing_directory_is_told_in_one_line(say: Say, tmp_path: Path, words
 )
 def test_a_directory_without_permission_is_told_in_one_line(open_results: Path, words: list[str], code: int) -> None:
     open_results.chmod(0o700)
+    answer = said_to_nobody([word.format(open_results) for word in words])
+    assert isinstance(answer, list), answer
+    assert answer[0] == code
+    assert "Permission denied" in answer[1]
+    assert "Traceback" not in answer[1]
+
+
+def said_to_nobody(words: list[str]) -> list[Any]:
+    """Exit status and output of a verb that another user types."""
 
     def ask() -> list[object]:
         said = os.memfd_create("said")
@@ -146,18 +170,72 @@ def test_a_directory_without_permission_is_told_in_one_line(open_results: Path, 
             os.dup2(said, number)
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115 - this process ends at once
         os.chdir("/")
-        code = main([word.format(open_results) for word in words])
+        code = main(words)
         sys.stdout.flush()
         sys.stderr.flush()
         return [code, os.pread(said, 1 << 16, 0).decode()]
 
     for verb in VERBS:
         importlib.import_module(f"solorun.cli.{verb}")  # another user may not be able to read the sources
+    codecs.lookup("ascii")  # nor this codec, which the verbs read the memory of the machine with
     answer = as_nobody(ask)
     assert isinstance(answer, list), answer
-    assert answer[0] == code
-    assert "Permission denied" in answer[1]
-    assert "Traceback" not in answer[1]
+    return answer
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o755])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["status", "{}"], 0),
+        (["check", "{}"], 4),
+        (["recover", "--dry-run", "{}"], 7),
+        (["recover", "--yes", "{}"], 7),
+        (["start", "{}", "--", "true"], 1),
+    ],
+)
+def test_a_stale_lock_that_is_another_users_to_remove_is_told_so_and_nothing_is_promised(
+    open_results: Path, words: list[str], code: int, mode: int
+) -> None:
+    label = open_results / "training.lock"
+    label.write_text(f"{a_dead_pid()}\n")
+    open_results.chmod(mode)  # with the sticky bit only whose file it is may remove it
+    answer = said_to_nobody([word.format(open_results) for word in words])
+    text = " ".join(answer[1].split())
+    assert answer[0] == code, text
+    assert "you may not remove what it left, root may" in text
+    assert "ask root to clear it (solorun check), or choose another results directory" in text
+    assert "so does the next start" not in text
+    assert "plan:" not in text
+    assert label.exists()
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o777])
+def test_a_stale_lock_that_may_be_removed_is_cleared_whoever_left_it(open_results: Path, mode: int) -> None:
+    label = open_results / "training.lock"
+    label.write_text(f"{a_dead_pid()}\n")
+    open_results.chmod(mode)
+    if mode & 0o1000:
+        os.chown(label, NOBODY, NOBODY)
+    assert "so does the next start" in said_to_nobody(["status", str(open_results)])[1]
+    assert said_to_nobody(["check", str(open_results)])[0] == 0
+    assert not label.exists()
+
+
+def test_a_stale_lock_that_the_disk_keeps_is_told_with_the_reason(
+    say: Say, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (results / "training.lock").write_text(f"{a_dead_pid()}\n")
+
+    def refused(*_words: object, **_named: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "training.lock")
+
+    monkeypatch.setattr(os, "rename", refused)
+    said = say("check", str(results))
+    assert said.code == 4
+    text = " ".join(said.out.split())
+    assert "what it left cannot be removed: Read-only file system" in text
+    assert "the file system is read-only: choose another results directory" in text
 
 
 @pytest.mark.parametrize("verb", VERBS)
