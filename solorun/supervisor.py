@@ -126,6 +126,7 @@ class _Supervisor:
         self.child: ProcessId | None = None
         self.asked: int | None = None
         self.asked_at = 0.0
+        self.is_noting = False
         self.told_survivors = False
         self.deaths = MemoryDeaths()
         self.foreground = Foreground()
@@ -213,11 +214,16 @@ class _Supervisor:
 
     def _hear(self, number: int) -> None:
         if number in POLITE:
-            if self.asked == number and time.monotonic() - self.asked_at < SAME_REQUEST_S:
+            # A disk that takes long for the line must not make two requests of one that came twice: two mean "at once".
+            if self.asked == number and (self.is_noting or time.monotonic() - self.asked_at < SAME_REQUEST_S):
                 return
-            self.asked_at = time.monotonic()
             self.asked = self.asked or number
-            self.claim.event("stop requested", signal=number)
+            self.is_noting = True
+            try:
+                self.claim.event("stop requested", signal=number)
+            finally:
+                self.is_noting = False
+            self.asked_at = time.monotonic()
         self._signal_run(number)
 
     def _stop_for_conflict(self, _reason: str) -> None:
