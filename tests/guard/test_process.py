@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -196,8 +197,8 @@ def test_carriers_finds_a_process_that_closed_all_descriptors_and_lost_its_paren
     run_id = f"run-{spawn.mark}"
     parent = spawn.python(ORPHAN_MAKER, env={process.RUN_ID_VARIABLE: run_id})
     assert parent.wait() == 0
-    wait_until(lambda: "closed everything" in parent.text())
-    pid = int(parent.text().split()[-1])
+    said = wait_until(lambda: re.search(r"closed everything (\d+)\n", parent.text()))  # the words come one by one
+    pid = int(said[1])
     assert [one.pid for one in process.carriers(run_id)] == [pid]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not process.carriers(run_id))
@@ -250,11 +251,14 @@ def test_a_process_that_waits_does_nothing_and_one_that_computes_or_wakes_does(s
         assert found is not None
         return found
 
+    def one_did_nothing_while_the_others_did() -> bool:
+        before = {how: seen(how) for how in doing}
+        wait_until(lambda: seen("compute").cpu_s > before["compute"].cpu_s + 0.1)
+        wait_until(lambda: seen("wake").switches > before["wake"].switches + 3)
+        return seen("wait") == before["wait"]
+
     wait_until(lambda: seen("wait").state == "S")
-    before = {how: seen(how) for how in doing}
-    wait_until(lambda: seen("compute").cpu_s > before["compute"].cpu_s + 0.1)
-    wait_until(lambda: seen("wake").switches > before["wake"].switches + 3)
-    assert seen("wait") == before["wait"]
+    wait_until(one_did_nothing_while_the_others_did)  # the first look may fall on its way into the wait
 
 
 def test_the_guards_own_thread_does_not_count_as_activity(spawn: Spawner, tmp_path: Path) -> None:
@@ -270,15 +274,18 @@ def test_the_guards_own_thread_does_not_count_as_activity(spawn: Spawner, tmp_pa
     child.wait_for("up")
 
     def keeper() -> int:
-        """Times that the keeper was woken."""
+        """Times that the keeper was woken; 0 while its thread has no name yet."""
         threads = [Path(f"/proc/{child.pid}/task/{one}") for one in os.listdir(f"/proc/{child.pid}/task")]
-        (own,) = [one for one in threads if (one / "comm").read_text().strip() == process.KEEPER_THREAD]
-        return linux._switches((own / "status").read_bytes())
+        own = [one for one in threads if (one / "comm").read_text().strip() == process.KEEPER_THREAD]
+        return linux._switches((own[0] / "status").read_bytes()) if own else 0
 
-    wait_until(lambda: child.state() == "S")
-    before, woken = process.activity(child.pid), keeper()
-    wait_until(lambda: keeper() > woken)
-    assert process.activity(child.pid) == before
+    def nothing_was_done_while_it_woke() -> bool:
+        before, woken = process.activity(child.pid), keeper()
+        wait_until(lambda: keeper() > woken)
+        return process.activity(child.pid) == before
+
+    wait_until(keeper)
+    wait_until(nothing_was_done_while_it_woke)  # at its first waking the trainer may be on its way to the lock
     assert process.background(0.5) == Activity("S", 0.0, 0)
 
 

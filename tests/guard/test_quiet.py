@@ -34,6 +34,11 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process.system, "mounts", lambda: [("/", "ext4")])
 
 
+def run_of(number: int) -> str:
+    """A run's id of this process alone: who tests beside it looks at the same process table."""
+    return f"20260101-{os.getpid()}-{number:08x}"
+
+
 def make_run(path: Path, run_id: str, *, label: int | None = None) -> None:
     """A directory as an ended run leaves it; with a label, as a killed old-style one does."""
     path.mkdir(parents=True)
@@ -59,7 +64,7 @@ def root(tmp_path: Path) -> Path:
     """Enough directories for something to be kept: every second one with a stale label, one with folders in it."""
     place, dead = tmp_path / "root", a_dead_pid()
     for n in range(MANY + 4):
-        make_run(place / f"run{n:02}", f"20260101-000000-{n:08x}", label=dead if n % 2 else None)
+        make_run(place / f"run{n:02}", run_of(n), label=dead if n % 2 else None)
     (place / "run00" / "plots" / "new").mkdir(parents=True)
     return place
 
@@ -239,9 +244,7 @@ def test_a_process_of_a_run_that_is_over_is_an_orphan_though_no_file_has_changed
 ) -> None:
     now = later()
     told(root, state, now)
-    child = spawn.python(
-        "import time; print('up', flush=True); time.sleep(600)", env={RUN_ID_VARIABLE: "20260101-000000-00000002"}
-    )
+    child = spawn.python("import time; print('up', flush=True); time.sleep(600)", env={RUN_ID_VARIABLE: run_of(2)})
     child.wait_for("up")
     seen = told(root, state, now)
     assert seen[2]["state"] == "orphaned"
@@ -260,9 +263,10 @@ def test_a_stale_labels_number_that_lives_again_is_judged_anew(
 
 
 def test_nothing_is_kept_of_what_was_written_a_moment_ago(root: Path, state: Path, looked_at: list[str]) -> None:
-    told(root, state, time.time())
+    now = min(path.lstat().st_ctime for path in root.rglob("*")) + 1  # however long it took to write them all
+    told(root, state, now)
     looked_at.clear()
-    told(root, state, time.time())
+    told(root, state, now)
     assert len(looked_at) == MANY + 4
 
 

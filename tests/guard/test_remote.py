@@ -22,7 +22,7 @@ from solorun.errors import BadUsage, SolorunError, Unreachable
 from solorun.remote import Answer, Client
 from solorun.settings import HostEntry, Settings
 
-from .stage import PYTHON, Spawner, wait_until
+from .stage import MARK, PYTHON, Spawner, wait_until
 
 NASTY = [
     "plain", "", " ", "two words", "tab\there", "new\nline", "\n", "trailing\n", "'", '"', "it's", "\\", "\\\\",
@@ -305,14 +305,17 @@ def fake_ssh(spawn: Spawner, code: str) -> Client:
     return Client((str(program),), None, 0.5)
 
 
-def test_a_host_that_says_nothing_is_given_up_at_the_deadline(spawn: Spawner, tmp_path: Path) -> None:
-    client = fake_ssh(spawn, f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+def test_a_host_that_says_nothing_is_given_up_at_the_deadline(spawn: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MARK, spawn.mark)  # by which its ssh is found, however far that has got by the deadline
+    client = fake_ssh(spawn, "time.sleep(60)")
     client = Client(client.program, None, 2.0)
+    began: list[subprocess.Popen[bytes]] = []
+    begin = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **b: began.append(begin(*a, **b)) or began[-1])
     with pytest.raises(Unreachable, match="no answer within 2 s"):
         remote.ask(BOX, ["status"], client)
-    pid = int((tmp_path / "pid").read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert [child.returncode for child in began] == [-signal.SIGKILL]
+    assert spawn.descendants() == []
 
 
 def test_a_shared_connection_carries_no_mark_of_the_run_that_opened_it(

@@ -21,6 +21,7 @@ from solorun.stop import Killed, StillRunning, Stopped, WasNotRunning, what_surv
 from solorun.stopping import SAME_REQUEST_S
 
 from .stage import (
+    DEADLINE_S,
     HOLDING,
     PYTHON,
     Child,
@@ -110,7 +111,9 @@ def test_what_survives_in_words(step: int | None, checkpoint: int | None, words:
 @pytest.fixture(autouse=True)
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_TERM_GRACE_S", 0.5)
-    monkeypatch.setattr(patience, "_KILL_GRACE_S", 10.0)
+    # What a killed process and its guard need to be gone, a busy machine decides.
+    monkeypatch.setattr(patience, "_KILL_GRACE_S", DEADLINE_S)
+    monkeypatch.setattr("solorun.target._WRITING_S", DEADLINE_S)
 
 
 def holding(spawn: Spawner, results: Path, code: str = HOLDING) -> Child:
@@ -124,6 +127,14 @@ def reaped(child: Child) -> threading.Thread:
     thread = threading.Thread(target=child.popen.wait, daemon=True)
     thread.start()
     return thread
+
+
+def stopping(results: Path) -> tuple[threading.Thread, list[stop.StopResult]]:
+    """A stop beside this thread, and what it says in the end."""
+    said: list[stop.StopResult] = []
+    thread = threading.Thread(target=lambda: said.append(stop.stop(results, PATIENT)), daemon=True)
+    thread.start()
+    return thread, said
 
 
 def test_a_run_that_answers_is_stopped_gracefully(spawn: Spawner, results: Path) -> None:
@@ -197,27 +208,35 @@ def test_a_suspended_run_is_woken_to_stop(spawn: Spawner, results: Path) -> None
 
 
 SLOW = """
-    import signal, sys, time, solorun
+    import os, sys, time, solorun
     with solorun.hold(sys.argv[1]) as run:
         print("holding", flush=True)
         while not run.should_stop:
             time.sleep(0.01)
         with run.phase("saving"):
-            time.sleep(1.5)
+            while not os.path.exists(sys.argv[1] + ".saved"):
+                time.sleep(0.01)
         print("saved", flush=True)
 """
+"""A trainer that saves until a test lets it have saved."""
+
+
+def let_it_have_saved(results: Path) -> None:
+    results.with_name(results.name + ".saved").touch()
 
 
 def test_a_second_stop_while_the_first_waits_does_not_cut_the_saving_short(spawn: Spawner, results: Path) -> None:
     child = holding(spawn, results, SLOW)
     reaped(child)
-    results_of: list[object] = []
-    first = threading.Thread(target=lambda: results_of.append(stop.stop(results, PATIENT)))
-    first.start()
-    wait_until(lambda: "stop requested" in events(results))
-    assert isinstance(stop.stop(results, PATIENT), Stopped)
-    first.join(20)
-    assert [type(one) for one in results_of] == [Stopped]
+    both = []
+    for number in (1, 2):
+        both.append(stopping(results))
+        wait_until(lambda number=number: events(results).count("stop requested") == number)
+    wait_until(lambda: b"saving" in (results / "progress").read_bytes())
+    let_it_have_saved(results)
+    for thread, said in both:
+        thread.join(DEADLINE_S)
+        assert [type(one) for one in said] == [Stopped]
     assert child.wait() == 128 + signal.SIGTERM
     assert "saved" in child.text()
 
@@ -229,18 +248,31 @@ def test_a_stop_after_a_ctrl_c_does_not_cut_the_saving_short(spawn: Spawner, res
     wait_until(lambda: b"saving" in (results / "progress").read_bytes())
     began = time.monotonic()  # longer ago than what counts as one and the same request
     wait_until(lambda: time.monotonic() > began + 2 * SAME_REQUEST_S)
-    assert isinstance(stop.stop(results, PATIENT), Stopped)
+    thread, said = stopping(results)
+    wait_until(lambda: "stop requested" in events(results))
+    let_it_have_saved(results)
+    thread.join(DEADLINE_S)
+    assert [type(one) for one in said] == [Stopped]
     assert child.wait() == 128 + signal.SIGINT
     assert "saved" in child.text()
 
 
 def test_a_command_that_was_asked_a_moment_ago_is_not_interrupted_again(spawn: Spawner, results: Path) -> None:
-    code = "import signal, time; signal.signal(2, lambda *_: print('heard', flush=True)); print('ready', flush=True)"
-    child = supervised(spawn, results, sys.executable, "-c", f"{code}; time.sleep(3)")
+    code = """
+import os, signal, sys, time
+signal.signal(2, lambda *_: print("heard", flush=True))
+print("ready", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+"""
+    let_go = results.with_name("let-go")
+    child = supervised(spawn, results, sys.executable, "-c", code, str(let_go))
     told: list[str] = []
     assert isinstance(stop.stop(results, StopPolicy(0.3)), StillRunning)
     assert isinstance(stop.stop(results, StopPolicy(0.3), tell=told.append), StillRunning)
     assert told[0] == "it was asked to stop before; waiting for it"
+    wait_until(lambda: "heard" in (results / "training.log").read_text())
+    let_go.touch()
     child.wait()
     assert (results / "training.log").read_text().count("heard") == 1
 
@@ -253,7 +285,7 @@ def test_an_old_style_trainer_is_asked_whatever_runs_were_stopped_here_before(sp
     child.wait_for("up")
     (results / "training.lock").write_text(f"{child.pid}\n")
     reaped(child)
-    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
     assert child.wait() == -signal.SIGINT
 
 
@@ -266,7 +298,7 @@ def test_beside_the_record_of_a_dead_run_the_old_style_trainer_is_the_one_that_i
     (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, dead)))
     (results / "training.lock").write_text(f"{child.pid}\n")
     reaped(child)
-    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
     assert child.wait() == -signal.SIGINT
 
 
@@ -277,7 +309,7 @@ def test_survivors_of_a_run_that_is_over_are_stopped(spawn: Spawner, results: Pa
     dead = replace(process.identify_self(), pid=a_dead_pid())
     (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, dead, run_id)))
     reaped(child)
-    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
     assert child.wait() == -signal.SIGINT
     assert "training.owner.json" not in names(results)
 
@@ -296,7 +328,7 @@ def test_survivors_are_asked_even_when_their_run_was_asked_before(spawn: Spawner
     reaped(child)
     assert child.wait() == 128 + signal.SIGINT
     (survivor,) = process.carriers(run_record(results)["run_id"])
-    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
     assert not process.is_alive(survivor)
 
 
@@ -315,7 +347,7 @@ def test_another_users_run_is_refused_and_its_owner_can_still_stop_it(spawn: Spa
     assert "Refused" in as_nobody(lambda: str(stop.stop(open_results, StopPolicy(0.2))))
     assert child.popen.poll() is None
     reaped(child)
-    assert isinstance(stop.stop(open_results, StopPolicy(10)), Stopped)
+    assert isinstance(stop.stop(open_results, PATIENT), Stopped)
 
 
 # Under a supervisor.
@@ -327,7 +359,10 @@ def supervised(spawn: Spawner, results: Path, *argv: str) -> Child:
     return child
 
 
-def test_a_shell_wrapper_around_a_trainer_is_stopped_whole(spawn: Spawner, results: Path) -> None:
+def test_a_shell_wrapper_around_a_trainer_is_stopped_whole(
+    spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_TERM_GRACE_S", DEADLINE_S)
     child = supervised(spawn, results, "sh", "-c", "sleep 600 & echo ready; wait; sleep 600")
     run_id = run_record(results)["run_id"]
     reaped(child)
@@ -370,7 +405,7 @@ with solorun.hold(sys.argv[1]) as run:
         os.kill(label_of(results), end)
     wait_until(lambda: "survivors" in events(results))
     reaped(child)
-    assert isinstance(stop.stop(results, StopPolicy(5)), Stopped)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
     assert child.wait() == 128 + end
     assert process.carriers(run_record(results)["run_id"]) == []
 

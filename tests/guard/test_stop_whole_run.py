@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from solorun.stop import Killed, StillRunning, Stopped, WasNotRunning
 from solorun.target import Pursuit, Target
 
 from .stage import (
+    DEADLINE_S,
     HOLDING,
     PYTHON,
     Child,
@@ -34,13 +36,16 @@ from .stage import (
     wait_until,
 )  # fmt: skip
 
-PATIENT = StopPolicy(graceful_s=20)
+PATIENT = StopPolicy(graceful_s=60)
 
 
 @pytest.fixture(autouse=True)
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_TERM_GRACE_S", 0.5)
     monkeypatch.setattr(stop, "_LEFTOVERS_S", 0.3)
+    # What a killed process, or a trainer that has saved, needs to be gone, a busy machine decides.
+    monkeypatch.setattr(patience, "_KILL_GRACE_S", DEADLINE_S)
+    monkeypatch.setattr(patience, "_AFTER_SAVE_S", DEADLINE_S)
 
 
 def reaped(child: Child) -> threading.Thread:
@@ -60,21 +65,27 @@ import os, signal, subprocess, sys, time, solorun
 def deaf():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+there, arrived = os.pipe()
+def work():
+    os.write(arrived, b".")
+    while True:
+        time.sleep(1)
 with solorun.hold(sys.argv[1], settle_s=0) as run:
     deaf()
     if os.fork() == 0:                                   # a data worker: shares the lock, has no id of its own
         if os.fork() == 0:
             os.setsid()
-        while True:
-            time.sleep(1)
-    if os.fork() == 0:
+        work()
+    between = os.fork()
+    if between == 0:
         if os.fork() == 0:                               # neither a parent nor an id tells of it: only its lock
-            while True:
-                time.sleep(1)
+            work()
         os._exit(0)
     worker = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; time.sleep(600)"
     subprocess.Popen([sys.executable, "-c", worker], start_new_session=True)
-    time.sleep(0.3)
+    os.waitpid(between, 0)
+    for _ in range(3):
+        os.read(there, 1)
     print("holding", flush=True)
     while not (len(sys.argv) > 2 and run.should_stop):
         time.sleep(0.01)
@@ -118,7 +129,7 @@ def test_workers_that_outlive_a_killed_trainer_are_found_by_its_lock_alone(spawn
     (worker,) = spawn.descendants()
     assert process.carriers(run_record(results)["run_id"]) == []
     told: list[str] = []
-    assert isinstance(stop.stop(results, StopPolicy(10), tell=told.append), Stopped)
+    assert isinstance(stop.stop(results, PATIENT, tell=told.append), Stopped)
     assert told[0] == f"asking PID {worker.pid} to stop (SIGTERM)"
     assert spawn.descendants() == []
     assert label_of(results) == 0
@@ -139,7 +150,7 @@ def test_what_a_stopped_trainer_leaves_running_is_asked_in_the_same_stop(spawn: 
     reaped(child)
     told: list[str] = []
     assert isinstance(stop.stop(results, PATIENT, tell=told.append), Stopped)
-    assert "of it still runs: asking that too" in told[-1]
+    assert any("of it still runs: asking that too" in line for line in told)
     assert spawn.descendants() == []
 
 
@@ -184,37 +195,70 @@ def test_what_saves_after_the_first_request_is_not_asked_again_when_its_leader_i
 
 
 SAVES = """
-    import signal, sys, time, solorun
+    import os, sys, time, solorun
     with solorun.hold(sys.argv[1], settle_s=0) as run:
         run.progress(3, 9)
         print("holding", flush=True)
         while not run.should_stop:
             time.sleep(0.01)
         with run.phase("saving"):
-            time.sleep(float(sys.argv[2]))
+            while not os.path.exists(sys.argv[2]):
+                time.sleep(0.01)
             open(sys.argv[1] + "/checkpoint_3.pt", "w").close()
 """
 
 
+"""A trainer whose save ends once a file is there."""
+
+AT_ONCE, NEVER = "/", "/nowhere"
+
+
+class SinceItSaves:
+    """Seconds since a run began to save: how soon a trainer gets there, a busy machine decides."""
+
+    def __init__(self, results: Path) -> None:
+        self.progress = results / "progress"
+        self.began: float | None = None
+
+    def __call__(self) -> float:
+        if self.began is None and b"saving" in self.progress.read_bytes():
+            self.began = time.monotonic()
+        return 0.0 if self.began is None else time.monotonic() - self.began
+
+
 @pytest.mark.parametrize("kill", [False, True])
-def test_a_save_in_progress_extends_the_wait_and_is_said_once(spawn: Spawner, results: Path, kill: bool) -> None:
-    child = spawn.python(SAVES, results, "1.5")
+def test_a_save_in_progress_extends_the_wait_and_is_said_once(
+    spawn: Spawner, results: Path, tmp_path: Path, kill: bool
+) -> None:
+    saved = tmp_path / "saved"
+    child = spawn.python(SAVES, results, saved)
     child.wait_for("holding")
     reaped(child)
     told: list[str] = []
-    result = stop.stop(results, StopPolicy(0.3, kill=kill), tell=told.append)
+    looks = 0
+
+    def let_it_save_on(seconds: float) -> None:
+        """Between two looks of the stop: the save ends some looks after it was said that it is waited for."""
+        nonlocal looks
+        looks += any("up to 10 min more" in line for line in told)
+        if looks > 5:
+            saved.touch()
+        time.sleep(seconds)
+
+    policy = StopPolicy(0.3, kill=kill)
+    result = stop.stop(results, policy, tell=told.append, clock=SinceItSaves(results), sleep=let_it_save_on)
     assert isinstance(result, Stopped)
     assert (result.step, result.checkpoint and result.checkpoint.step) == (3, 3)
-    assert result.after_s > 1.0
+    assert result.after_s > 0.3
     assert len([line for line in told if "it is saving: up to 10 min more" in line]) == 1
     assert child.wait() == 128 + signal.SIGTERM
 
 
 def test_a_save_that_does_not_end_is_waited_for_no_longer_than_the_extension(spawn: Spawner, results: Path) -> None:
-    child = spawn.python(SAVES, results, "600")
+    child = spawn.python(SAVES, results, NEVER)
     child.wait_for("holding")
     reaped(child)
-    result = stop.stop(results, StopPolicy(0.2, save_extension_s=0.5))
+    result = stop.stop(results, StopPolicy(0.2, save_extension_s=0.5), clock=SinceItSaves(results))
     assert isinstance(result, StillRunning)
     assert (result.phase, result.pids) == ("saving", (child.pid,))
     assert result.after_s >= 0.7
@@ -237,8 +281,9 @@ def test_a_suspended_supervisor_and_worker_are_woken_and_the_end_is_written_down
     """
     program = spawn.program("family.py", code)
     child = spawn.solorun("start", results, "--", sys.executable, program, results)
-    text = wait_until(lambda: (t := child.text()) and "ready" in t and "adopted" in events(results) and t)
-    worker = int(text.split("ready ")[1].split()[0])
+    said = wait_until(lambda: re.search(r"ready (\d+)\n", child.text()))  # the words come one by one
+    wait_until(lambda: "adopted" in events(results))
+    worker = int(said[1])
     for pid in (worker, child.pid):
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda pid=pid: (seen := process.probe(pid)) and isinstance(seen, Alive) and seen.state == "T")
@@ -262,12 +307,13 @@ def test_where_the_supervisor_was_killed_the_stop_writes_the_end_down(spawn: Spa
 
 
 STARTING = """
-    import sys, time
+    import os, sys, time
     from solorun import claim, hold
     quick = claim.new_run_id
     def slow(now):
         print("entered", flush=True)
-        time.sleep(float(sys.argv[2]))
+        while not os.path.exists(sys.argv[2]):
+            time.sleep(0.01)
         return quick(now)
     claim.new_run_id = slow
     with hold(sys.argv[1], settle_s=0) as run:
@@ -277,12 +323,22 @@ STARTING = """
 """
 
 
-def test_a_run_that_has_the_lock_but_not_yet_a_label_is_stopped_too(spawn: Spawner, results: Path) -> None:
-    child = spawn.python(STARTING, results, "0.8")
+def test_a_run_that_has_the_lock_but_not_yet_a_label_is_stopped_too(
+    spawn: Spawner, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("solorun.target._STARTING_S", DEADLINE_S)
+    seen = tmp_path / "seen"
+    child = spawn.python(STARTING, results, seen)
     child.wait_for("entered")
     assert names(results) == set()
     reaped(child)
-    assert isinstance(stop.stop(results, PATIENT), Stopped)
+
+    def look_on(seconds: float) -> None:
+        """Between two looks of the stop, of which the first finds a lock without a label."""
+        seen.touch()
+        time.sleep(seconds)
+
+    assert isinstance(stop.stop(results, PATIENT, sleep=look_on), Stopped)
     assert child.wait() == 128 + signal.SIGTERM
 
 
@@ -290,7 +346,7 @@ def test_a_start_that_never_gets_to_its_label_is_ended(
     spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("solorun.target._STARTING_S", 0.3)
-    child = spawn.python(STARTING, results, "600")
+    child = spawn.python(STARTING, results, NEVER)
     child.wait_for("entered")
     assert stop.stop(results, StopPolicy(0.2)) != WasNotRunning()
     reaped(child)
@@ -324,13 +380,20 @@ def test_two_people_who_stop_one_run_the_hard_way_both_learn_that_it_is_dead(spa
     child = holding(spawn, results, FAMILY)
     reaped(child)
     found: list[object] = []
-    both = [
-        threading.Thread(target=lambda: found.append(stop.stop(results, StopPolicy(0.2, kill=True)))) for _ in range(2)
-    ]
+    together = threading.Barrier(2, timeout=DEADLINE_S)
+
+    def tell(line: str) -> None:
+        if "SIGTERM to the whole run" in line:  # neither gets to SIGKILL before the other one is as far as this
+            together.wait()
+
+    def end() -> None:
+        found.append(stop.stop(results, StopPolicy(0.2, kill=True), tell=tell))
+
+    both = [threading.Thread(target=end, daemon=True) for _ in range(2)]
     for one in both:
         one.start()
     for one in both:
-        one.join(30)
+        one.join(2 * DEADLINE_S)
     assert [type(one) for one in found] == [Killed, Killed]
     assert spawn.descendants() == []
     assert stop.stop(results, PATIENT) == WasNotRunning()
@@ -340,7 +403,7 @@ def test_two_people_who_stop_one_run_the_hard_way_both_learn_that_it_is_dead(spa
 
 
 def test_stop_as_json_says_how_it_went(spawn: Spawner, results: Path) -> None:
-    child = spawn.python(SAVES, results, "0")
+    child = spawn.python(SAVES, results, AT_ONCE)
     child.wait_for("holding")
     told = spawn.solorun("stop", results, "--json", stderr=None)
     child.wait()
@@ -359,27 +422,31 @@ def test_stop_says_what_it_saw_of_a_run_that_does_not_end(spawn: Spawner, result
     told = spawn.solorun("stop", results, cwd=results.parent.parent)
     assert told.wait() == 5
     text = told.text()
-    assert f"still running after 0.4 s, phase starting, PID {child.pid}" in text
+    said = re.search(rf"still running after (\d+\.\d) s, phase starting, PID {child.pid}\b", text)
+    assert said is not None, text
+    assert float(said[1]) >= 0.4
     assert "it may still end by itself" in text
     assert "a kill would leave checkpoint_7.pt, written" in text
     assert "no progress in phase starting" in text
     assert "Traceback" not in text
 
 
-def test_ctrl_c_leaves_the_run_to_its_end_and_says_so(spawn: Spawner, results: Path) -> None:
-    child = spawn.python(SAVES, results, "1")
+def test_ctrl_c_leaves_the_run_to_its_end_and_says_so(spawn: Spawner, results: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    child = spawn.python(SAVES, results, saved)
     child.wait_for("holding")
     told = spawn.solorun("stop", results)
     told.wait_for("it is saving")
     told.signal(signal.SIGINT)
     assert told.wait() == 130
     assert "no longer waiting; the run was asked" in told.text()
+    saved.touch()
     assert child.wait() == 128 + signal.SIGTERM
 
 
 def test_a_mistake_in_the_settings_does_not_keep_a_run_from_being_stopped(spawn: Spawner, results: Path) -> None:
     (results.parent.parent / "solorun.toml").write_text("colour = 1")
-    child = spawn.python(SAVES, results, "0")
+    child = spawn.python(SAVES, results, AT_ONCE)
     child.wait_for("holding")
     told = spawn.solorun("stop", results, cwd=results.parent.parent)
     child.wait()

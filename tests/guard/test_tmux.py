@@ -36,6 +36,16 @@ with solorun.hold(sys.argv[1], announce=lambda line: print(line, flush=True)) as
 """
 
 
+ATTENTIVE = """
+import sys
+from solorun import start
+from solorun.cli.main import main
+start.FIRST_STEPS_S = 60.0  # a busy machine may need longer for a first error than a person is kept waiting
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, listening for the first moments of a run in a session until they are over."""
+
+
 class Server:
     """A tmux server of the test's own."""
 
@@ -53,7 +63,8 @@ class Server:
         return self.spawn.solorun("start", results, "--tmux", *flags, "--", *command, env=self.env)
 
     def screen(self, results: Path) -> str:
-        return self("capture-pane", "-p", "-t", f"={session_name(results)}:")
+        """What the pane shows, and what it has shown before: lines scroll away while a busy machine looks."""
+        return self("capture-pane", "-p", "-S", "-", "-t", f"={session_name(results)}:")
 
 
 @pytest.fixture
@@ -123,9 +134,9 @@ def test_a_refused_start_is_told_here_and_leaves_no_session(tmux: Server, result
     wrong = tmux.spawn.solorun("start", f"{results}-other", "--tmux", "--", "/no/such/program", env=tmux.env)
     assert wrong.wait() == 2
     assert "cannot execute" in wrong.text()
-    at_once = tmux.spawn.solorun(
-        "start", f"{results}-third", "--tmux", "--", "sh", "-c", "echo why; exit 9", env=tmux.env
-    )
+    attentive = tmux.spawn.program("solorun", ATTENTIVE)
+    command = ("start", f"{results}-third", "--tmux", "--", "sh", "-c", "echo why; exit 9")
+    at_once = tmux.spawn(sys.executable, str(attentive), *command, env=tmux.env)
     assert at_once.wait() == 9
     assert "| why" in at_once.text()
 
@@ -144,15 +155,17 @@ def test_when_the_server_dies_the_run_ends_gracefully_and_no_lock_is_left(
     wait_until(lambda: label_of(results) == 0)
     assert "leaving after SIGHUP" in (results / "training.log").read_text()
     wait_until(lambda: not process.carriers(run_record(results)["run_id"]))
+    wait_until(lambda: not tmux.spawn.descendants())  # its supervisor lets go of the lock after the label
     assert tmux.spawn.solorun("start", results, "--", "true").wait() == 0
 
 
 @needs_tmux
 def test_the_lock_is_not_leaked_into_the_server(tmux: Server, results: Path) -> None:
     assert tmux.start(results).wait() == 0
-    os.kill(label_of(results), signal.SIGKILL)
-    wait_until(lambda: label_of(results) == 0)
     tmux("new-session", "-d", "-s", "keeps-the-server", "sleep", "600")
+    os.kill(label_of(results), signal.SIGKILL)
+    wait_until(lambda: tmux("list-sessions", "-F", "#{session_name}").split() == ["keeps-the-server"])
+    assert label_of(results) == 0
     again = tmux.start(results)
     assert again.wait() == 0, again.text()
 
