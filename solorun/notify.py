@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -38,6 +39,9 @@ WEBHOOK_S = 10.0
 NO_APPRISE = "the package apprise is missing: pip install 'solorun[notify]'"
 
 _REAPING_S = 2.0
+_GLANCE_S = 0.05
+_PIPE = 1 << 16
+"""Bytes that a pipe holds."""
 _COURIER = "import sys; sys.path.insert(0, sys.argv[1]); from solorun.notify import main; main()"
 
 
@@ -168,7 +172,8 @@ def _by_command(argv: tuple[str, ...], told: Message, environment: Mapping[str, 
         return f"cannot be executed: {error.strerror}"
     assert running.stdin is not None and running.stdout is not None  # noqa: S101 - PIPE makes sure of it
     said: list[bytes] = []
-    reader = threading.Thread(target=_keep_tail, args=(running.stdout, said.append), daemon=True)
+    over = threading.Event()
+    reader = threading.Thread(target=_keep_tail, args=(running.stdout, said.append, over), daemon=True)
     reader.start()
     with contextlib.suppress(OSError):  # a command that reads nothing has closed the other side
         running.stdin.write(told.body)  # far smaller than a pipe: cannot block
@@ -180,18 +185,29 @@ def _by_command(argv: tuple[str, ...], told: Message, environment: Mapping[str, 
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         return f"no end within {deadline_s:g} s; killed"
-    reader.join(0.5)  # a child that it left behind may keep the pipe open
+    over.set()
+    reader.join()
     output = printable(" ".join(said[-1].decode("utf-8", "replace").split()) if said else "")[-300:]
     ending = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
     return "" if status == 0 else f"{ending}{': ' if output else ''}{output}"
 
 
-def _keep_tail(stream: IO[bytes], keep: Callable[[bytes], None]) -> None:
-    tail = b""
+def _keep_tail(stream: IO[bytes], keep: Callable[[bytes], None], over: threading.Event) -> None:
+    """All that a command says until it is over; a child that it left behind may keep the pipe open, and go on."""
+    tail, rest = b"", _PIPE
     with contextlib.suppress(OSError, ValueError):
-        while data := os.read(stream.fileno(), 4096):
+        while rest > 0:
+            ended = over.is_set()  # asked before the pipe is: what was said until then is in it
+            if not select.select([stream], [], [], 0 if ended else _GLANCE_S)[0]:
+                if ended:
+                    return
+                continue
+            data = os.read(stream.fileno(), 4096)
+            if not data:
+                return
             tail = (tail + data)[-2000:]
             keep(tail)
+            rest -= len(data) if ended else 0
 
 
 def _by_webhook(url: str, told: Message) -> str:

@@ -153,6 +153,29 @@ def test_a_command_that_fails_is_told_in_one_line(argv: tuple[str, ...], words: 
     assert problem(by_command(*argv)) == words
 
 
+def test_the_words_of_a_command_are_heard_however_late_its_reader_gets_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.read
+
+    def late(fd: int, size: int) -> bytes:
+        time.sleep(0.6)
+        return real(fd, size)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(os, "read", late)
+        said = problem(by_command("sh", "-c", "echo no route; exit 7"))
+    assert said == "exit status 7: no route"
+
+
+def test_a_child_that_goes_on_talking_keeps_nobody_waiting(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    talking = "while :; do echo and on; done"
+    line = f"sh -c '{talking}' & echo $! > {shlex.quote(str(pids))}; exit 7"
+    try:
+        assert problem(by_command("sh", "-c", line)).startswith("exit status 7")
+    finally:
+        os.kill(int(pids.read_text()), 9)
+
+
 def test_a_command_that_hangs_is_killed_with_its_children_at_the_deadline(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     line = f"sleep 600 & echo $! > {shlex.quote(str(pids))}; wait"
