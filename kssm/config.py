@@ -6,6 +6,7 @@ Every value is checked on construction, and the message gives the reason.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ ScanName = Literal["auto", "loop", "chunked", "native"]
 _MOST = 1 << 32
 _MOST_LAYERS = 4096
 _MOST_STEPS = 1 << 53
+_MOST_PAIRS = 1_000_000
+_LARGEST = sys.float_info.max
 _OF_STEPS = {"max_steps", "eval_interval", "save_interval", "log_interval"}
 
 
@@ -33,6 +36,23 @@ def _require_count(field: str, value: object) -> None:
     _require(isinstance(value, int) and value >= 1, f"{field} is {value}; it counts things, so it is 1 or more")
     most = _MOST_STEPS if field in _OF_STEPS else _MOST
     _require(isinstance(value, int) and value <= most, f"{field} is {value}; {most} at most")
+
+
+def byte_pairs(word: str, default: int = 8192) -> int | None:
+    """V of a vocabulary of byte pairs by its word on the command line, bpe or bpe:SIZE; None for another word.
+
+    Raises:
+        BadUsage: no vocabulary has that size.
+    """
+    kind, _, size = word.partition(":")
+    if kind != "bpe" or not (size.isdecimal() or not size):
+        return None
+    pairs = default if not size else int(size) if len(size) < 20 else _MOST
+    _require(
+        257 <= pairs <= _MOST_PAIRS,
+        f"a byte-pair vocabulary of {size[:20]}; 257 (an end and 256 bytes) to {_MOST_PAIRS} can be",
+    )
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +184,16 @@ class TrainConfig:
             _require_count(field, value)
         _require(self.rows <= _MOST, f"an effective batch of {self.rows} sequences; {_MOST} at most")
         _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it cannot be negative")
+        _require(self.warmup_steps <= _MOST_STEPS, f"warmup_steps is {self.warmup_steps}; {_MOST_STEPS} at most")
         _require(self.lr > 0, f"lr is {self.lr}; without a positive rate nothing is learned")
         _require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; a negative one would grow the weights")
         _require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "AdamW's betas lie in [0, 1)")
         _require(self.clip > 0, f"clip is {self.clip}; a gradient norm limit is positive")
         _require(self.lambda_reg >= 0, f"lambda_reg is {self.lambda_reg}; it is a weight, 0 or more")
         _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it lies in [0, 2^63)")
+        for field in ("lr", "weight_decay", "clip", "lambda_reg", "lambda1", "lambda2"):
+            value = getattr(self, field)
+            _require(-_LARGEST <= value <= _LARGEST, f"{field} is {value}; it is a finite number")
 
     @property
     def rows(self) -> int:
@@ -238,6 +262,20 @@ def train_config(name: ModelName, size: Size, **changes: Any) -> TrainConfig:
     """The preset training of a model, with changes by field name."""
     tiny = _TINY if size == "tiny" else {}
     return replace(_TRAINING[name], **{**tiny, **changes})
+
+
+def require_fit(model: ModelConfig, training: TrainConfig) -> None:
+    """Raise BadUsage where a model cannot be trained so."""
+    if model.positions and training.seq_length > model.positions:
+        raise BadUsage(
+            f"--seq-length {training.seq_length} is longer than the model's {model.positions} positions",
+            f"use --seq-length {model.positions} or less",
+        )
+    if training.carry_state and model.name != "v4":
+        raise BadUsage(
+            f"--carry-state: {model.name} remembers nothing from one token to the next",
+            "leave it out, or train v4",
+        )
 
 
 def as_facts(config: ModelConfig | TrainConfig) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from kssm.asked import Asked, Place, settings_of
-from kssm.config import ModelName, ReadoutName, ScanName, train_config
+from kssm.config import ModelName, ReadoutName, ScanName, byte_pairs, model_config, require_fit, train_config
 from kssm.errors import BadUsage
 from kssm.wishes import Wishes
 
@@ -174,7 +175,7 @@ def wishes(arguments: argparse.Namespace) -> Wishes:
     if said_of.get("attention_every") is not None:
         shape["attention_every"] = arguments.attention_every
     said = {name: value for name, value in given.items() if value is not None}
-    train_config(arguments.model, arguments.size or "tiny", **said)  # refuses it before the lock
+    _refuse_what_never_works(arguments, said, shape)  # before the lock
     return Wishes(
         model=arguments.model,
         size=arguments.size,
@@ -190,6 +191,15 @@ def wishes(arguments: argparse.Namespace) -> Wishes:
         fresh=arguments.fresh,
         disk_wait_s=_disk_wait(arguments.disk_wait),
     )
+
+
+def _refuse_what_never_works(
+    arguments: argparse.Namespace, training: Mapping[str, Any], shape: Mapping[str, Any]
+) -> None:
+    """Where no size was typed the device or a checkpoint tells it; what the largest cannot be, none can."""
+    model = model_config(arguments.model, arguments.size or "large", vocabulary=2, **shape)
+    require_fit(model, train_config(arguments.model, arguments.size or "tiny", **training))
+    byte_pairs(arguments.vocabulary or "bpe")
 
 
 def _disk_wait(seconds: float) -> float:

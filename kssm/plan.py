@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kssm.config import ModelConfig, Size, TrainConfig, as_facts, model_config, train_config
+from kssm.config import ModelConfig, Size, TrainConfig, as_facts, model_config, require_fit, train_config
 from kssm.errors import BadUsage, CheckpointMismatch
 from kssm.snapshot import SnapshotFacts, differences
 from kssm.wishes import Wishes
@@ -102,14 +102,5 @@ def _configs(facts: SnapshotFacts, path: Path) -> tuple[ModelConfig, TrainConfig
 
 
 def _checked(plan: Plan) -> Plan:
-    if plan.model.positions and plan.training.seq_length > plan.model.positions:
-        raise BadUsage(
-            f"--seq-length {plan.training.seq_length} is longer than the model's {plan.model.positions} positions",
-            f"use --seq-length {plan.model.positions} or less",
-        )
-    if plan.training.carry_state and plan.model.name != "v4":
-        raise BadUsage(
-            f"--carry-state: {plan.model.name} remembers nothing from one token to the next",
-            "leave it out, or train v4",
-        )
+    require_fit(plan.model, plan.training)
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -37,10 +38,13 @@ def sample(
         The drawn ids, without the prompt.
 
     Raises:
-        BadUsage: an empty prompt, an id outside the vocabulary, a negative temperature, a top_k below 1.
+        BadUsage: an empty prompt, an id outside the vocabulary, a temperature that is negative or not finite, a top_k
+            below 1, a seed of more than 63 bits.
         Stopped: should_stop said so.
     """
     _require_usable(prompt_ids, model.config.vocabulary, temperature, top_k)
+    if not 0 <= seed < 2**63:
+        raise BadUsage(f"seed is {seed}; it lies in [0, 2^63)", "use 0 or more")
     draws = torch.Generator().manual_seed(seed)
     noise = model.evaluation_noise(seed)
     ids, state = list(prompt_ids), None
@@ -77,7 +81,7 @@ def _require_usable(prompt_ids: Sequence[int], V: int, temperature: float, top_k
         raise BadUsage("the prompt has no token to continue", "give a prompt of one token or more")
     if not all(0 <= token < V for token in prompt_ids):
         raise BadUsage(f"the prompt has a token outside the vocabulary of {V}", "use the model's own tokenizer")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:  # a NaN is neither
         raise BadUsage(f"temperature is {temperature}; it divides the logits", "use 0 or more")
     if top_k is not None and top_k < 1:
         raise BadUsage(f"top_k is {top_k}; a token must remain to be drawn", "use 1 or more, or leave it out")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from kssm.atomicfile import reason, remedy
+from kssm.config import byte_pairs
 from kssm.errors import BadUsage, CorpusError
 from kssm.words import WordTable, as_array, cuts_alike
 
@@ -192,12 +193,6 @@ class LearnPairs:
 
     size: int = DEFAULT_PAIRS
 
-    def __post_init__(self) -> None:
-        if not 257 <= self.size <= 1_000_000:
-            raise BadUsage(
-                f"a byte-pair vocabulary of {self.size}; 257 (an end and 256 bytes) to 1000000 can be", _CHOICES
-            )
-
     @property
     def fingerprint(self) -> str:
         """What the outcome depends on beside the text."""
@@ -237,8 +232,9 @@ def choose(spec: str) -> Vocabulary | LearnPairs:
         CorpusError: it is not on this machine, or damaged.
     """
     kind, _, argument = spec.partition(":")
-    if kind == "bpe" and (not argument or argument.isdecimal()):
-        return LearnPairs(int(argument)) if argument else LearnPairs()
+    pairs = byte_pairs(spec, DEFAULT_PAIRS)
+    if pairs is not None:
+        return LearnPairs(pairs)
     if spec == "bytes":
         return Bytes()
     if kind == "tiktoken":

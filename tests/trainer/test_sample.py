@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
@@ -80,3 +83,14 @@ def test_a_stop_is_answered_between_tokens() -> None:
 def test_what_cannot_be_sampled_is_refused(prompt: list[int], settings: dict[str, float], reason: str) -> None:
     with pytest.raises(BadUsage, match=reason):
         sample(small_model(), prompt, 5, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"temperature": value} for value in (-2.0, math.nan, math.inf)]
+    + [{"seed": value} for value in (-2, 2**63)]
+    + [{"top_k": value} for value in (-2, 0)],
+)
+def test_a_draw_that_cannot_be_is_refused(wish: dict[str, Any]) -> None:
+    with pytest.raises(BadUsage):
+        sample(small_model(), [1], 1, **wish)
