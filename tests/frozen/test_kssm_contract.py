@@ -58,7 +58,7 @@ def test_metrics_lines_have_the_frozen_keys(name: str, tmp_path: Path, cache: Pa
     command += ["--log-interval", "1", "--output-dir", str(tmp_path)]
     own = {"SOLORUN_STATE": str(tmp_path / "state")}  # else a person would find the test among their own runs
     environment = {"PATH": "/usr/bin:/bin", "KSSM_CACHE": str(cache), "OMP_NUM_THREADS": "1", **own}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

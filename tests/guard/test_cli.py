@@ -32,6 +32,7 @@ from .stage import (
     HOLDING,
     NOBODY,
     PYTHON,
+    Child,
     Spawner,
     Terminal,
     a_dead_pid,
@@ -392,17 +393,22 @@ def test_logs_shows_the_last_lines(say: Say, results: Path) -> None:
     assert say("logs", results, "-n", "0").out == ""
 
 
-def test_logs_follows_until_ctrl_c(spawn: Spawner, results: Path) -> None:
-    (results / "training.log").write_text("old\n")
-    child = spawn.solorun("logs", "-f", results)
-    child.wait_for("old")
+def wait_until_it_follows(child: Child, log: Path) -> None:
+    """The following begins a moment after the last lines were shown."""
 
-    def appended() -> bool:  # the following begins a moment after the last lines were shown
-        with (results / "training.log").open("a") as file:
+    def appended() -> bool:
+        with log.open("a") as file:
             file.write("new\n")
         return "new" in child.text()
 
     wait_until(appended)
+
+
+def test_logs_follows_until_ctrl_c(spawn: Spawner, results: Path) -> None:
+    (results / "training.log").write_text("old\n")
+    child = spawn.solorun("logs", "-f", results)
+    child.wait_for("old")
+    wait_until_it_follows(child, results / "training.log")
     child.signal(signal.SIGINT)
     assert child.wait() == 0
     assert "Traceback" not in child.text()
@@ -413,6 +419,7 @@ def test_logs_waits_for_a_log_that_is_not_there_yet(spawn: Spawner, results: Pat
     wait_until(lambda: child.state() == "S")
     (results / "training.log").write_text("first\n")
     child.wait_for("first")
+    wait_until_it_follows(child, results / "training.log")
     child.signal(signal.SIGINT)
     assert child.wait() == 0
 
