@@ -172,7 +172,9 @@ class _Stop:
     def run(self, sleep: Callable[[float], None]) -> StopResult:
         """Ask, then wait and escalate as the policy says."""
         self.pursuit.living()  # before the question: what the trainer leaves behind could not be told later
+        self.last = self._progress()
         self._ask()
+        self._say(self.last, 0.0)  # of before the question, too: it may be over when it is looked at next
         while True:
             rest = self.pursuit.rest()
             elapsed = self.clock() - self.began

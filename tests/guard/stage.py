@@ -200,10 +200,18 @@ def names(directory: Path) -> set[str]:
 
 
 def events(directory: Path) -> list[str]:
-    """The names of the journal's events; a line that is only being written is none yet."""
-    path = directory / "events.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line)["event"] for line in lines if line.strip() and line.endswith("\n")]
+    """The names of the journal's events."""
+    return [row["event"] for row in whole_rows(directory / "events.jsonl")]
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that is being written: those that are whole; none while there is no file."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    # A line across two pages of the file appears in two steps, even when it is written in one.
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
 
 
 def run_record(directory: Path) -> dict[str, Any]:

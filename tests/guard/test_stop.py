@@ -152,6 +152,23 @@ def test_a_run_that_answers_is_stopped_gracefully(spawn: Spawner, results: Path)
     assert run_record(results)["state"] == "interrupted"
 
 
+def test_what_a_run_was_doing_is_told_also_where_it_ends_before_the_next_look(
+    spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = spawn.python(HOLDING, results)
+    child.wait_for("holding")
+    told: list[str] = []
+    ask = stop._Stop._ask
+
+    def ask_and_see_the_end(self: stop._Stop) -> None:
+        ask(self)
+        child.wait()
+
+    monkeypatch.setattr(stop._Stop, "_ask", ask_and_see_the_end)
+    assert isinstance(stop.stop(results, PATIENT, tell=told.append), Stopped)
+    assert [line.split(" ", 2)[:2] for line in told] == [["asking", "PID"], ["it", "is"]]
+
+
 def test_there_may_be_nothing_to_stop(results: Path) -> None:
     assert stop.stop(results, PATIENT) == WasNotRunning()
     (results / "training.lock").write_text(f"{a_dead_pid()}\n")

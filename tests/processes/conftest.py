@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--size", "tiny", "--vocabulary", "bytes", "--batch-size", "2", "--seq-length", "64", "--eval-batches", "2")
 
 
-def until(condition: Callable[[], object], deadline_s: float = 60.0, every_s: float = 0.01) -> None:
-    """Wait for a condition, and fail when it does not come."""
+def until(condition: Callable[[], object], deadline_s: float = 120.0, every_s: float = 0.01) -> None:
+    """Wait for a condition, and fail when it does not come.
+
+    The deadline costs nothing where it comes: a trainer loads torch, and a machine may be ten times as slow as this.
+    """
     deadline = time.monotonic() + deadline_s
     while True:
         late = time.monotonic() > deadline  # asked first: who was held up until then still looks once after it
@@ -28,6 +33,18 @@ def until(condition: Callable[[], object], deadline_s: float = 60.0, every_s: fl
             return
         assert not late, "what was waited for did not come"
         time.sleep(every_s)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has, and that no outgoing connection gets before it is listened at.
+
+    Systems choose the ports of connections from 32768 on, or from 49152.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def progress_of(directory: Path) -> Progress | None:

@@ -114,7 +114,8 @@ class Network:
         every = CLIENT.partition("Host *")[2].format(place=place, user=USER)
         (place / "ssh_config").write_text("".join(host.client for host in self.hosts.values()) + f"Host *{every}")
         (place / "known_hosts").write_text("".join(known_host(place, h.address, PORT) for h in self.hosts.values()))
-        quick = "-o ServerAliveInterval=1 -o ServerAliveCountMax=2 -o ConnectTimeout=2"
+        # Quick, for the tests of a cut link; not so quick that a host which is busy would be taken for one that is cut.
+        quick = "-o ServerAliveInterval=2 -o ServerAliveCountMax=3 -o ConnectTimeout=6"
         self.environment = {
             "SOLORUN_SSH_OPTIONS": f"-F {shlex.quote(str(place / 'ssh_config'))} {quick}",
             "XDG_RUNTIME_DIR": str(sockets),

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tests.guard.stage import DEADLINE_S, wait_until
 
+from .conftest import free_port
+
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 SERVER = """\
 Port {port}
@@ -84,9 +86,7 @@ class Server:
     def __init__(self, place: Path, sockets: Path) -> None:
         assert SSHD
         self.place, self.sockets = place, sockets
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()  # between a stop and the next start of this server it stays free, too
         make_keys(place)
         facts = {"place": place, "address": "127.0.0.1", "port": self.port, "user": USER, "name": "box"}
         (place / "sshd_config").write_text(SERVER.format_map(facts))

@@ -15,6 +15,7 @@ import pytest
 
 from tests.guard.stage import names, run_record, snapshot, wait_until
 
+from .conftest import progress_of, until
 from .farhosts import Network, why_not
 from .sshd import settings_file, short_place
 
@@ -53,7 +54,7 @@ def says(network: Network, tmp_path: Path) -> Any:
             env=env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             stdin=subprocess.DEVNULL,
         )
         assert told.returncode == code, (told.returncode, told.stdout, told.stderr)
@@ -90,6 +91,8 @@ def test_a_directory_of_another_host_is_refused_untouched_even_when_that_host_ha
     shared = tmp_path / "results" / "shared"
     trainer = ["--", sys.executable, "-c", TRAINER, "results/shared"]
     says("start", "--host", "alpha", "--background", "results/shared", *trainer)
+    # Before its first step the trainer itself puts its name into label and record.
+    until(lambda: (beat := progress_of(shared)) is not None and beat.step > 0)
     kept = ("training.lock", "training.owner.json", "run.json")
 
     def lock() -> dict[str, object]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ class Near:
             capture_output=True,
             input=stdin,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert code is None or told.returncode == code, (told.returncode, told.stdout, told.stderr)
         assert "Traceback" not in told.stdout + told.stderr
@@ -143,16 +145,16 @@ def test_a_loop_over_hosts_keeps_its_list(near: Near) -> None:
     env = near.spawn.environment(**near.env)
     (near.project / "results/a").mkdir(parents=True)
     told = subprocess.run(
-        ["sh", "-c", loop], cwd=near.here, env=env, input="box\nbox\nbox\n", capture_output=True, text=True, timeout=60
+        ["sh", "-c", loop], cwd=near.here, env=env, input="box\nbox\nbox\n", capture_output=True, text=True, timeout=120
     )
     assert told.stdout.count("no run to stop") == 3, told.stderr
 
 
 def connection_of(pid: int) -> int:
-    """The ssh that a `solorun --host` waits for."""
+    """The ssh that a `solorun --host` waits for; there must be one, since 0 would be our own group to a kill."""
     from solorun.process import system
 
-    return next((one for one in system.pids() if system.parent(one) == pid), 0)
+    return next(one for one in system.pids() if system.parent(one) == pid)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -184,7 +186,8 @@ def test_a_connection_that_the_other_end_cuts_is_told_of(near: Near) -> None:
     child = near.starts("start", "--host", "box", "results/a", "--", sys.executable, "-c", HOLDING_FLAT, "results/a")
     child.wait_for("holding")
     for session in psutil.Process(near.server.daemon.pid).children():
-        session.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # of an earlier command, and just gone
+            session.kill()
     assert child.wait() in (6, 255)
     assert "the connection to host box was lost" in child.text()
     wait_until(lambda: not far_processes(near))
@@ -263,6 +266,7 @@ def far_processes(near: Near) -> list[int]:
 
 def test_a_stopped_server_is_unreachable_and_its_runs_are_last_seen(near: Near) -> None:
     directory = near.trains()
+    began = time.time()
     assert "running" in near.says("status", "--host", "box")
     before = {name: kept for name, kept in snapshot(directory).items() if name == "training.owner.json"}
     near.server.stop()
@@ -281,7 +285,7 @@ def test_a_stopped_server_is_unreachable_and_its_runs_are_last_seen(near: Near) 
     told = json.loads(near.says("status", "--all-hosts", "--json"))
     (host,), (run,) = told["hosts"], told["runs"]
     assert (host["reachable"], run["reachable"], run["state"]) == (False, False, "running")
-    assert 0 < host["age_s"] < 60
+    assert 0 < host["age_s"] <= time.time() - began
     assert "refused" in host["problem"]
     assert "unreachable" in near.says("hosts")
     assert {name: kept for name, kept in snapshot(directory).items() if name == "training.owner.json"} == before

@@ -66,16 +66,20 @@ def status(place: Path) -> dict[str, Any]:
     return row
 
 
-def named(place: Path, *states: str) -> dict[str, Any]:
-    """The row once the run is called something else than running: one of these states, and no other ever."""
+def named(place: Path, state: str, words: str = "") -> dict[str, Any]:
+    """The row once the run is called so with these words, and never anything else than running or silent before.
+
+    Silent it may be for a moment: on a busy machine a run comes late to where it hangs, and an endless loop late to
+    its share of the processor.
+    """
     row: dict[str, Any] = {}
 
     def told() -> bool:
         row.update(status(place))
-        assert row["state"] in ("running", *states), row["detail"]
-        return row["state"] != "running"
+        assert row["state"] in ("running", "silent", state), row["detail"]
+        return bool(row["state"] == state and words in row["detail"])
 
-    until(told, 30, 0.1)
+    until(told, every_s=0.1)
     return row
 
 
@@ -84,13 +88,12 @@ def named(place: Path, *states: str) -> dict[str, Any]:
 
 def test_an_endless_loop_is_silent_and_said_to_use_the_cpu(start: Start, tmp_path: Path) -> None:
     start("while True: pass")
-    assert named(tmp_path, "silent")["detail"].endswith("still using CPU")
+    assert named(tmp_path, "silent", "still using CPU")["detail"].startswith("no progress in phase training for ")
 
 
 def test_a_loop_that_logs_retries_is_silent_however_fresh_its_log(start: Start, tmp_path: Path) -> None:
     start("while True: run.log('cannot reach the store, trying again'); time.sleep(0.05)")
-    row = named(tmp_path, "silent")
-    assert row["detail"].endswith("still being scheduled")
+    row = named(tmp_path, "silent", "still being scheduled")
     assert row["log_age_s"] < row["step_age_s"]
 
 
@@ -133,14 +136,14 @@ def test_a_run_that_waits_for_a_disk_is_hung(start: Start, tmp_path: Path) -> No
 def test_a_hang_of_an_old_style_trainer_is_told_by_its_log(tmp_path: Path) -> None:
     (tmp_path / "solorun.toml").write_text(LIMITS)
     (tmp_path / "results" / "run").mkdir(parents=True)
-    child = subprocess.Popen([sys.executable, "-c", "import os; r, w = os.pipe(); os.read(r, 1)"])
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     try:
         (tmp_path / "results" / "run" / "training.lock").write_text(f"{child.pid}\n")
         row = named(tmp_path, "hung")
         assert row["detail"].startswith("the log has not grown")
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
 
 
 # Three that are healthy and slow, looked at for longer than the floor of the limit.
@@ -151,21 +154,22 @@ def test_a_hang_of_an_old_style_trainer_is_told_by_its_log(tmp_path: Path) -> No
     [
         "while True: [0 for _ in range(1_000_000)]; step += 1; run.progress(step, 1000)",
         "while True: time.sleep(0.4); step += 1; run.progress(step, 1000)",
-        "time.sleep(1.5); run.progress(6, 1000); time.sleep(60)",
+        "time.sleep(1.5); run.progress(6, 1000); time.sleep(600)",
     ],
     ids=["busy on the CPU", "waiting for a device", "in one long step of a known pace"],
 )
 def test_a_healthy_slow_run_is_running(start: Start, tmp_path: Path, body: str) -> None:
+    # The floor stays; a step may take much longer than usual, since three looks take long on a busy machine.
+    (tmp_path / "solorun.toml").write_text("silent_floor_s = 1.5\nsilent_factor = 100\nsilent_ceiling_s = 3600\n")
     start(body)
-    if "60" in body:  # the long step begins: six times the 1.5 s of the one before are its limit
+    if "600" in body:  # the long step begins, after one of 1.5 s
         until(lambda: status(tmp_path)["step"] == 6)
     end = time.monotonic() + 3
     looks = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end or looks < 3:
         row = status(tmp_path)
         assert row["state"] == "running", row["detail"]
         looks += 1
-    assert looks > 2
 
 
 def test_a_thousand_directories_share_one_window(start: Start, tmp_path: Path) -> None:
@@ -173,6 +177,7 @@ def test_a_thousand_directories_share_one_window(start: Start, tmp_path: Path) -
     from solorun.settings import Settings
 
     start("os.read(os.pipe()[0], 1)")
+    named(tmp_path, "hung")  # it has come to where it hangs, and does nothing any more
     label = (tmp_path / "results" / "run" / "training.lock").read_text()
     for number in range(20):
         other = tmp_path / "results" / f"old {number}"

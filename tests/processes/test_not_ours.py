@@ -59,7 +59,7 @@ def namespaced() -> None:
 
 def solorun(*words: str | Path, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [*before, sys.executable, "-m", "solorun", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def untouched(directory: Path) -> dict[str, tuple[bytes, int, int]]:
@@ -98,8 +98,9 @@ def test_a_run_in_a_pid_namespace_of_its_own(start: Start, tmp_path: Path) -> No
     child = start(tmp_path, *NAMESPACE)
     refused(tmp_path, "another PID namespace")
     assert child.poll() is None
-    step = progress_of(tmp_path).step  # type: ignore[union-attr]
-    until(lambda: progress_of(tmp_path).step > step)  # type: ignore[union-attr]
+    seen = progress_of(tmp_path)
+    assert seen is not None
+    until(lambda: (beat := progress_of(tmp_path)) is not None and beat.step > seen.step)
 
 
 @pytest.mark.usefixtures("namespaced")
@@ -108,7 +109,7 @@ def test_from_within_a_pid_namespace_a_run_outside_it(start: Start, tmp_path: Pa
     refused(tmp_path, "another PID namespace", *NAMESPACE)
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
-    assert child.wait(20) == 130
+    assert child.wait(120) == 130
 
 
 def test_a_run_of_another_user(open_place: Path, start: Start) -> None:

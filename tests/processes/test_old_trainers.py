@@ -20,7 +20,7 @@ class Old:
     """One old-style trainer."""
 
     def __init__(self, directory: Path) -> None:
-        self.process = subprocess.Popen([*OLD, str(directory), "60"], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*OLD, str(directory), "600"], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline().strip()
 
@@ -68,7 +68,9 @@ def test_after_an_old_trainer_was_killed_ours_takes_over_with_no_hand(tmp_path: 
 
 
 def test_after_ours_was_killed_an_old_trainer_takes_over(tmp_path: Path, olds: list[Old]) -> None:
-    script = "import solorun, sys, time\nwith solorun.hold(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
+    script = (
+        "import solorun, sys, time\nwith solorun.hold(sys.argv[1]):\n    print('held', flush=True); time.sleep(600)"
+    )
     ours = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert ours.stdout is not None
     assert ours.stdout.readline() == "held\n"
@@ -93,7 +95,7 @@ def test_after_a_by_hand_rm_on_a_live_run_the_label_is_back_before_a_person_coul
 def test_an_old_trainer_that_overwrites_the_label_of_a_live_run_is_a_conflict_and_stops_ours(
     tmp_path: Path,
 ) -> None:
-    sleeper = subprocess.Popen(["sleep", "60"])
+    sleeper = subprocess.Popen(["sleep", "600"])
     try:
         with solorun.hold(tmp_path, exit_on_stop=False) as run:
             (tmp_path / "training.lock").write_text(f"{sleeper.pid}\n")

@@ -15,24 +15,38 @@ import torch
 
 from kssm.checkpoint import load, newest_valid
 from solorun.stopping import SAME_REQUEST_S
+from tests.guard.stage import whole_rows
 from tests.processes.conftest import QUICK, Trainers, progress_of, until
 from tests.processes.test_graceful_stop import stop
 
 # A trainer whose disk is slow: each write waits, and each fsync of a checkpoint; or full: no file beyond a limit.
+# With AWAITS_STOP no fsync ends, nor does the second step get to its second micro-batch, before a stop is asked for.
 TRAINER = """
-import resource, sys, time
+import os, resource, sys, time
 from kssm import tensorfile
 from kssm.atomicfile import PrivateFile
 write_s, sync_s, limit = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 write, sync = PrivateFile.write, PrivateFile.sync
+def await_stop():
+    while "AWAITS_STOP" in os.environ and '"stop requested"' not in open(sys.argv[-1] + "/events.jsonl").read():
+        time.sleep(0.01)
 def slow_write(file, data):
     if "checkpoint" in file.path.name:
         time.sleep(write_s)
     write(file, data)
 def slow_sync(file):
     if "checkpoint" in file.path.name:
+        await_stop()
         time.sleep(sync_s)
     sync(file)
+if os.environ.get("AWAITS_STOP") == "within a step":
+    from kssm.step import Stepper
+    add = Stepper._add_gradient
+    def slow_add(self, step, micro_batch, *more, **named):
+        if (step, micro_batch) == (1, 1):
+            await_stop()
+        return add(self, step, micro_batch, *more, **named)
+    Stepper._add_gradient = slow_add
 PrivateFile.write, PrivateFile.sync = slow_write, slow_sync
 tensorfile._BLOCK = 1 << 16
 if limit:
@@ -40,24 +54,30 @@ if limit:
 from kssm.cli import main
 sys.exit(main(["train", "v3", *sys.argv[4:]]))
 """
+LEAVES_SLOWLY = """
+import sys, solorun.patience
+from solorun.cli.main import main
+solorun.patience._AFTER_SAVE_S = 100.0
+sys.exit(main())
+"""
+"""`solorun`, for a machine on which a trainer takes longer than usual to leave after its last save."""
 LONG = (*QUICK, "--max-steps", "100000", "--save-interval", "20", "--eval-interval", "100000")
 
 
 def start(
-    trainers: Trainers, directory: Path, *flags: str, write_s: float = 0.0, sync_s: float = 0.0, limit: int = 0
-) -> subprocess.Popen[str]:
+    trainers: Trainers, directory: Path, *flags: str, write_s: float = 0.0, sync_s: float = 0.0, limit: int = 0,
+    awaits_stop: str = "",
+) -> subprocess.Popen[str]:  # fmt: skip
     """A trainer on such a disk."""
     disk = (str(write_s), str(sync_s), str(limit))
-    return trainers.spawn([sys.executable, "-c", TRAINER, *disk, *flags, "--output-dir", str(directory)])
+    environment = {**trainers.environment, **({"AWAITS_STOP": awaits_stop} if awaits_stop else {})}
+    command = [sys.executable, "-c", TRAINER, *disk, *flags, "--output-dir", str(directory)]
+    return trainers.spawn(command, env=environment)
 
 
 def events(directory: Path, *names: str) -> list[dict[str, object]]:
     """The journal's events of these names."""
-    try:
-        lines = (directory / "events.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [event for event in map(json.loads, lines) if event["event"] in names]
+    return [event for event in whole_rows(directory / "events.jsonl") if event["event"] in names]
 
 
 def trains_and_saves(directory: Path) -> bool:
@@ -69,10 +89,10 @@ def trains_and_saves(directory: Path) -> bool:
 def test_a_stop_while_training_goes_on_beside_a_save_waits_for_it_even_beyond_its_patience(
     trainers: Trainers, tmp_path: Path
 ) -> None:
-    process = start(trainers, tmp_path, *LONG, sync_s=3.0)
-    until(lambda: trains_and_saves(tmp_path), 60, 0.001)
-    said = stop(tmp_path, "--grace", "1", "--kill", "--json")
-    output, _ = process.communicate(timeout=60)
+    process = start(trainers, tmp_path, *LONG, sync_s=3.0, awaits_stop="anywhere")
+    until(lambda: trains_and_saves(tmp_path), every_s=0.001)
+    said = stop(tmp_path, "--grace", "1", "--kill", "--json", program=LEAVES_SLOWLY)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
     row = json.loads(said.stdout)
     assert row["result"] == "stopped", "neither the save beside the training nor the last one was killed"
@@ -87,12 +107,13 @@ def test_a_stop_while_training_goes_on_beside_a_save_waits_for_it_even_beyond_it
 
 
 def test_a_stop_within_a_step_whose_state_is_being_saved_saves_it_once(trainers: Trainers, tmp_path: Path) -> None:
-    # Many micro-batches: the stop is heard in the middle of the step after the one that is being saved.
+    # The stop is heard in the middle of the step after the one that is being saved.
     flags = (*QUICK, "--max-steps", "100000", "--save-interval", "1", "--eval-interval", "100000")
-    process = start(trainers, tmp_path, *flags, "--gradient-accumulation", "64", sync_s=2.0)
-    until(lambda: (beat := progress_of(tmp_path)) is not None and beat.phase == "saving", 60, 0.001)
+    within = {"sync_s": 2.0, "awaits_stop": "within a step"}
+    process = start(trainers, tmp_path, *flags, "--gradient-accumulation", "4", **within)  # type: ignore[arg-type]
+    until(lambda: (beat := progress_of(tmp_path)) is not None and beat.phase == "saving", every_s=0.001)
     stop(tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
     assert [event["step"] for event in events(tmp_path, "saving", "saved")] == [1, 1]
     assert "the state at step 1 is already saved in checkpoint_1.safetensors" in output
@@ -102,13 +123,13 @@ def test_a_second_sigint_while_a_save_runs_beside_the_training_leaves_at_once_wi
     trainers: Trainers, tmp_path: Path
 ) -> None:
     process = start(trainers, tmp_path, *LONG, write_s=0.2)  # a save takes most of a minute
-    until(lambda: list(tmp_path.glob(".checkpoint_20.*")), 60, 0.001)
+    until(lambda: list(tmp_path.glob(".checkpoint_20.*")), every_s=0.001)
     process.send_signal(signal.SIGINT)
     asked = time.monotonic()
     until(lambda: time.monotonic() > asked + 2 * SAME_REQUEST_S)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 130
     assert not list(tmp_path.glob("*checkpoint*"))
     assert not list(tmp_path.glob(".checkpoint*"))
@@ -129,7 +150,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("write_s", "sync_s"), [(0.2, 0), (0, 60)], ids=["while it is written", "before it is durable"]
+    ("write_s", "sync_s"), [(0.2, 0), (0, 600)], ids=["while it is written", "before it is durable"]
 )
 def test_a_kill_beside_a_save_leaves_the_older_checkpoint_and_the_run_goes_on_to_the_bit(
     write_s: float, sync_s: float, trainers: Trainers, unbroken: Path, tmp_path: Path
@@ -138,11 +159,11 @@ def test_a_kill_beside_a_save_leaves_the_older_checkpoint_and_the_run_goes_on_to
     directory.mkdir()
     shutil.copy(unbroken / "checkpoint_10.safetensors", directory)
     killed = start(trainers, directory, *THIRTY, write_s=write_s, sync_s=sync_s)
-    until(lambda: list(directory.glob(".checkpoint_20.*")), 60, 0.001)
+    until(lambda: list(directory.glob(".checkpoint_20.*")), every_s=0.001)
     if sync_s:
-        until(lambda: trains_and_saves(directory), 60, 0.001)
+        until(lambda: trains_and_saves(directory), every_s=0.001)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=30)
+    killed.communicate(timeout=120)
     assert events(directory, "saved") == []
     assert len(list(directory.glob(".checkpoint_20.*"))) == 1
     again = start(trainers, directory, *THIRTY)
