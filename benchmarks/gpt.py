@@ -19,6 +19,7 @@ class Shape:
         layers: L.
         heads: of attention; divides D.
         positions: learned ones, the longest text.
+        dropout: after the embedding and after both halves of each block, in training.
     """
 
     vocabulary: int
@@ -26,6 +27,7 @@ class Shape:
     layers: int
     heads: int
     positions: int
+    dropout: float = 0.0
 
 
 class Block(nn.Module):
@@ -35,6 +37,7 @@ class Block(nn.Module):
         super().__init__()
         D = shape.hidden
         self.heads = shape.heads
+        self.drop = nn.Dropout(shape.dropout)
         self.attention_norm = nn.LayerNorm(D, bias=False)
         self.project = nn.Linear(D, 3 * D, bias=False)
         self.out = nn.Linear(D, D, bias=False)
@@ -47,8 +50,8 @@ class Block(nn.Module):
         parts = self.project(self.attention_norm(h_BSD)).view(B, S, 3, self.heads, D // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        h_BSD = h_BSD + self.out(mixed.transpose(1, 2).reshape(B, S, D))
-        return h_BSD + self.contract(F.gelu(self.expand(self.ffn_norm(h_BSD))))
+        h_BSD = h_BSD + self.drop(self.out(mixed.transpose(1, 2).reshape(B, S, D)))
+        return h_BSD + self.drop(self.contract(F.gelu(self.expand(self.ffn_norm(h_BSD)))))
 
 
 class GPT(nn.Module):
@@ -60,13 +63,14 @@ class GPT(nn.Module):
         self.positions = nn.Embedding(shape.positions, shape.hidden)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.hidden, bias=False)
+        self.drop = nn.Dropout(shape.dropout)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 residual = name.endswith(("out.weight", "contract.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * shape.layers) if residual else 0.02)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        h_BSD = self.embedding(tokens_BS) + self.positions.weight[: tokens_BS.shape[1]]
+        h_BSD = self.drop(self.embedding(tokens_BS) + self.positions.weight[: tokens_BS.shape[1]])
         for block in self.blocks:
             h_BSD = block(h_BSD)
         return F.linear(self.norm(h_BSD), self.embedding.weight)

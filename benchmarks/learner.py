@@ -108,6 +108,8 @@ class PlainLearner:
 
     def step(self, number: int) -> float:
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        torch.manual_seed(self._config.seed << 32 | number)  # of its dropout: a run that goes on draws the same
         loss = self._loss(torch.from_numpy(self._batch(number)))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
@@ -120,6 +122,7 @@ class PlainLearner:
 
     def read(self, rows_BT: Tensor, state: State | None) -> Read:
         assert state is None
+        self.model.eval()
         none = torch.zeros(0)
         return Read(self._loss(rows_BT), none, none)
 

@@ -6,8 +6,9 @@ Only what stands between the two marks of the page is written anew: the prose ar
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import marked
 from benchmarks.contestants import FAST_ENOUGH, LENGTH, LONG, SEEDS, STEPS, TUNING_PART
@@ -184,12 +185,22 @@ def _plays(summary: Summary) -> str:
         (
             one["title"], f"{one['parameters']:,}", _rate(one["rate"]), f"{one['cpu_s']:,.0f}", f"{one['tokens']:,}",
             f"{one['bits_per_byte']:.4f}", "-" if one["long"] is None else f"{one['long']:.4f}",
+            *_lowest(one["points"]),
         )
         for one in summary.plays
         if one["cpu_seconds"] == most and one["bits_per_byte"] is not None
     ]  # fmt: skip
-    heads = ("model", "parameters", "rate", "CPU s", "tokens", "bits per byte, blocks of 256", f"blocks of {LONG:,}")
+    heads = (
+        "model", "parameters", "rate", "CPU s", "tokens", "bits per byte, blocks of 256", f"blocks of {LONG:,}",
+        "lowest on the way", "after CPU s",
+    )  # fmt: skip
     return _markdown(f"### The embedded plays, {most:,.0f} CPU seconds each, one seed", heads, rows)
+
+
+def _lowest(points: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Of what was read along the training, and when."""
+    low = min(points, key=lambda point: point["bits_per_byte"], default=None)
+    return ("-", "-") if low is None else (f"{low['bits_per_byte']:.4f}", f"{low['cpu_s']:,.0f}")
 
 
 def _pictures(summary: Summary) -> str:

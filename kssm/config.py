@@ -67,7 +67,7 @@ class ModelConfig:
         oscillators: N, phases per bank.
         harmonics: H, order parameters Z_1..Z_H read out per bank (v3 only; 1 for the others).
         positions: number of learned positions, the longest sequence; 0 for v4, which has none and reads any length.
-        dropout: probability in v2's embedding, bank residual and FFN; v3 has none.
+        dropout: in training, the share of the embedding's and of both halves' outputs that is dropped; v3 has none.
         bistable: v3 clamps u to [0.1, 10]; False is the published monostable ablation.
         published: the published initial values and noise also in evaluation, for comparison.
         group: oscillators of v4 that share a mean field.
@@ -105,7 +105,7 @@ class ModelConfig:
         _require(self.layers <= _MOST_LAYERS, f"layers is {self.layers}; {_MOST_LAYERS} at most")
         _require(self.vocabulary >= 2, "a vocabulary of one token leaves nothing to predict")
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is a probability, and at 1 nothing passes")
-        _require(self.name == "v2" or self.dropout == 0, f"{self.name} has no dropout; v2 alone has")
+        _require(self.name != "v3" or self.dropout == 0, "v3 has no dropout; v2 and v4 have")
         self._require_of_v4() if self.name == "v4" else self._require_of_published()
 
     def _require_of_published(self) -> None:

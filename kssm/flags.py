@@ -80,6 +80,10 @@ def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
     )  # fmt: skip
     if model != "v4":
         parser.add_argument("--published", action="store_true", help="published initial values and noise")
+    if model != "v3":
+        parser.add_argument(
+            "--dropout", type=float, help=f"probability, in training (default {'0.1' if model == 'v2' else '0'})"
+        )
     if model == "v3":
         parser.add_argument("--monostable", action="store_true", help="the published ablation: no clamp on u")
     if model == "v4":
@@ -172,8 +176,7 @@ def wishes(arguments: argparse.Namespace) -> Wishes:
     said_of = vars(arguments)
     given = {name: said_of.get(name) for name in (*_TRAINING, "carry_state")}
     shape: dict[str, Any] = {field: value for flag, (field, value) in _SHAPE.items() if said_of.get(flag)}
-    if said_of.get("attention_every") is not None:
-        shape["attention_every"] = arguments.attention_every
+    shape |= {name: said_of[name] for name in ("attention_every", "dropout") if said_of.get(name) is not None}
     said = {name: value for name, value in given.items() if value is not None}
     _refuse_what_never_works(arguments, said, shape)  # before the lock
     return Wishes(

@@ -24,6 +24,13 @@ State = tuple[tuple[Tensor, ...], ...]
 """What each block remembers; the first axis of every tensor is B."""
 
 
+def dropout(x: Tensor, p: float, noise: torch.Generator | None) -> Tensor:
+    """Inverted dropout of any shape from the run's own generator, which the framework's own cannot use."""
+    if noise is None or p == 0:
+        return x
+    return x * torch.empty_like(x).bernoulli_(1 - p, generator=noise).div_(1 - p)
+
+
 class Features(NamedTuple):
     """What a model computes from tokens, short of the logits.
 

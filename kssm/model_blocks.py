@@ -20,7 +20,7 @@ from kssm.config import ModelConfig
 from kssm.errors import BadUsage
 from kssm.feedforward import FFN
 from kssm.intervention import Intervening
-from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State
+from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State, dropout
 from kssm.tied import TiedWeight
 
 
@@ -58,13 +58,6 @@ class Bank(nn.Module):
 def natural_phases(N: int) -> nn.Parameter:
     """Initial omega [N], linspace(-pi, pi): the first and the last are the same phase, as published."""
     return nn.Parameter(torch.linspace(-math.pi, math.pi, N))
-
-
-def dropout(x: Tensor, p: float, noise: torch.Generator | None) -> Tensor:
-    """Inverted dropout of any shape from the run's own generator, which the framework's own cannot use."""
-    if noise is None or p == 0:
-        return x
-    return x * torch.empty_like(x).bernoulli_(1 - p, generator=noise).div_(1 - p)
 
 
 class Block(nn.Module):

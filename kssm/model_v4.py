@@ -8,7 +8,8 @@ A block, of x = LN h [B, S, D], all maps without bias:
     h <- h + W_o LN y + W_2 max(W_1 c, 0)^2        F = 2N -> D; D -> 4D -> D
 
 Both halves look at the same four tokens and are added at once; W_o and W_2 start at 0, so that a model begins as the
-table of its embedding. What each of these choices is worth: docs/models.md.
+table of its embedding. In training, dropout follows the embedding and both halves; `config.dropout` is 0 unless it is
+asked for. What each of these choices is worth: docs/models.md.
 
 There are no positions: a text of any length is read, and the state after a prefix (the oscillators' z and the last
 three inputs of the convolution) is all that the rest needs to know of it. Symbols as in `kssm.oscillators` and
@@ -32,7 +33,7 @@ from kssm.config import ModelConfig
 from kssm.convolution import causal_convolution
 from kssm.feedforward import SquaredFFN
 from kssm.intervention import Intervening
-from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State
+from kssm.language_model import EMBEDDING_STD, Features, LanguageModel, State, dropout
 from kssm.scan import coupled_scan
 from kssm.scan_maker import ScanShape
 from kssm.tied import TiedWeight
@@ -130,8 +131,11 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(config.hidden, bias=False)
         self.mix = CausalAttention(config.hidden) if attends else Mix(config)
         self.ffn = SquaredFFN(config.hidden)
+        self.dropout = config.dropout
 
-    def forward(self, h_BSD: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Shown | None]:
+    def forward(
+        self, h_BSD: Tensor, noise: torch.Generator | None, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...], Shown | None]:
         """[B, S, D] to [B, S, D], the state after it, and what oscillators show."""
         x_BSD = self.norm(h_BSD)
         if isinstance(self.mix, CausalAttention):
@@ -139,7 +143,8 @@ class Block(nn.Module):
             mixed = Mixed(y_BSD, after, seen_BSD=x_BSD)
         else:
             mixed = self.mix(x_BSD, state)
-        return h_BSD + mixed.y_BSD + self.ffn(mixed.seen_BSD), mixed.after, mixed.shown
+        y_BSD, f_BSD = (dropout(part, self.dropout, noise) for part in (mixed.y_BSD, self.ffn(mixed.seen_BSD)))
+        return h_BSD + y_BSD + f_BSD, mixed.after, mixed.shown
 
 
 class KSSMv4(LanguageModel):
@@ -157,14 +162,14 @@ class KSSMv4(LanguageModel):
                 joins = name.endswith(("mix.out.weight", "contract.weight"))  # the residual stream
                 nn.init.normal_(parameter, std=0.0 if joins else EMBEDDING_STD)
 
-    def forward(self, tokens_BS: Tensor, noise: torch.Generator | None = None, state: State | None = None) -> Features:  # noqa: ARG002 - nothing in it is random
+    def forward(self, tokens_BS: Tensor, noise: torch.Generator | None = None, state: State | None = None) -> Features:
         """See `LanguageModel`."""
         tied = TiedWeight(self.embedding.weight)
-        h_BSD = tied.lookup(tokens_BS)
+        h_BSD = dropout(tied.lookup(tokens_BS), self.config.dropout, noise)
         after: list[tuple[Tensor, ...]] = []
         layers: list[Shown] = []
         for block, before in zip(self.blocks, state or ((),) * len(self.blocks), strict=True):
-            h_BSD, left, shown = block(h_BSD, before)
+            h_BSD, left, shown = block(h_BSD, noise, before)
             after.append(left)
             layers += [shown] if shown else []
         R_LBS = torch.stack([layer.order_parameter_BS for layer in layers])

@@ -51,9 +51,9 @@ class Kind:
 
 _TINY = (Kind("v2", "tiny"), Kind("v3", "tiny"), Kind("v4", "tiny", ("--carry-state",)))
 _ALL = (
-    *_TINY, Kind("v4", "tiny"), Kind("v4", "tiny", ("--carry-state", TIGHT)), Kind("v3", "tiny", (TIGHT,)),
-    Kind("v4", "tiny", ("--carry-state", "--attention-every", "2")), Kind("v2", "small"), Kind("v3", "small"),
-    Kind("v4", "small"), Kind("v4", "small", ("--carry-state",)),
+    *_TINY, Kind("v4", "tiny", ("--dropout", "0.2")), Kind("v4", "tiny", ("--carry-state", TIGHT)),
+    Kind("v3", "tiny", (TIGHT,)), Kind("v4", "tiny", ("--carry-state", "--attention-every", "2")),
+    Kind("v2", "small"), Kind("v3", "small"), Kind("v4", "small"), Kind("v4", "small", ("--carry-state",)),
 )  # fmt: skip
 
 

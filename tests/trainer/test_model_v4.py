@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name
 from torch import Tensor
 
-from kssm import convolution, scan
+from kssm import convolution, model_v4, scan
 from kssm.attention import CausalAttention
 from kssm.config import ModelConfig, TrainConfig, model_config
 from kssm.convolution import PortableConvolution
@@ -258,3 +258,25 @@ def test_a_model_in_float64_is_computed_in_float64() -> None:
     single, double = read(model_of(), text())[0], read(model_of().double(), text())[0]
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_follows_the_embedding_and_both_halves_of_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = model_of(dropout=0.25), []
+    kept = model_v4.dropout
+
+    def dropout(x: Tensor, p: float, noise: torch.Generator | None) -> Tensor:
+        seen.append((kept(x, p, noise) == 0).float().mean().item())
+        return x
+
+    monkeypatch.setattr(model_v4, "dropout", dropout)
+    found = model(text(), torch.Generator().manual_seed(1))
+    assert seen == pytest.approx([0.25] * (1 + 2 * model.config.layers), abs=0.05)
+    assert torch.equal(found.hidden_BSD, model_of()(text()).hidden_BSD), "and nothing else is random"
+
+
+def test_dropout_is_of_training_alone_and_follows_from_its_seed() -> None:
+    model = model_of(dropout=0.25)
+    assert torch.equal(model(text()).hidden_BSD, model_of()(text()).hidden_BSD)
+    one, same, other = (model(text(), torch.Generator().manual_seed(seed)).hidden_BSD for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)

@@ -250,7 +250,7 @@ def test_the_names_in_a_checkpoint_stay(name: str, bank: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["v2", "v3"])
 def test_noise_makes_two_passes_differ_and_its_seed_makes_them_agree(name: str) -> None:
-    model, tokens = build(config(name, **({"dropout": 0.4} if name == "v2" else {})), seed=0), rows(length=S)
+    model, tokens = build(config(name, **({} if name == "v3" else {"dropout": 0.4})), seed=0), rows(length=S)
     one, same, other = (model(tokens, torch.Generator().manual_seed(seed)).hidden_BSD for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
