@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import resource
 import secrets
 import stat
 from collections.abc import Iterator
@@ -27,7 +28,6 @@ _KNOW_ONLY_FSYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY,
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk, or choose another directory",
     errno.EDQUOT: "free space within your quota, or choose another directory",
-    errno.EFBIG: "raise the file size limit (ulimit -f), or choose another disk",
     errno.EACCES: "make it accessible to this user, or choose another place",
     errno.EPERM: "make it accessible to this user, or choose another place",
     errno.EROFS: "the disk is read-only: choose another directory",
@@ -41,7 +41,23 @@ _REMEDIES = {
 
 def remedy(error: OSError) -> str:
     """The next step for a person whose disk answered with this error."""
+    if error.errno == errno.EFBIG:
+        return remedy_of_size()
     return _REMEDIES.get(error.errno or 0, "look at the disk and the directory, then start again")
+
+
+def largest_file() -> int | None:
+    """Bytes that this process may write into one file; None where only the file system limits it."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def remedy_of_size() -> str:
+    """The next step where a file would be larger than it may be; names the limit."""
+    limit = largest_file()
+    if limit is None:
+        return "the file system takes no file of that size: choose another disk"
+    return f"raise the file size limit of {limit:,} bytes (ulimit -f), or choose another disk"
 
 
 def reason(error: OSError) -> str:

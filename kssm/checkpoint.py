@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from kssm import tensorfile
 from kssm.atomicfile import clear_dead, lacks_room, reason, remedy, replacing, sync_directory
-from kssm.errors import CheckpointError, NoRoom
+from kssm.errors import CheckpointError, NoRoom, TooLarge
 from kssm.snapshot import Snapshot, SnapshotFacts
 from kssm.tensorfile import Damaged
 
@@ -69,6 +70,7 @@ def save(
 
     Raises:
         NoRoom: disk or quota are full; as below.
+        TooLarge: no file may be that large; as below.
         CheckpointError: the disk refused; nothing older is touched and nothing torn is left.
     """
     begin, step = time.perf_counter(), snapshot.facts.state.step
@@ -81,7 +83,7 @@ def save(
             file.require_in_place()  # else the files that would be judged and moved were another directory's
             _move_aside(path, snapshot.facts.own, report)
     except OSError as error:
-        kind = NoRoom if lacks_room(error) else CheckpointError
+        kind = NoRoom if lacks_room(error) else TooLarge if error.errno == errno.EFBIG else CheckpointError
         raise kind(f"cannot save {path}: {reason(error)}", remedy(error)) from error
     return Saved(path, digest, step, time.perf_counter() - begin)
 

@@ -37,6 +37,10 @@ class NoRoom(CheckpointError):
     """A checkpoint that the disk, or a quota, has no room for: it can be written when there is."""
 
 
+class TooLarge(CheckpointError):
+    """A checkpoint larger than a file may be, for this process or on this disk: no later one will fit either."""
+
+
 class CheckpointMismatch(KssmError):
     """A sound checkpoint of another model, configuration or corpus."""
 

@@ -124,11 +124,12 @@ class Loop:
         """Train to the last step. False when a stop was asked for; its state is saved then.
 
         Raises:
-            CheckpointError: the state at the end cannot be saved, or the disk stays full.
+            CheckpointError: the state at the end cannot be saved, the disk stays full, or no file may be as large.
             KssmError: loss or gradient are not finite, or memory is full.
             LostRank, StepFailed: the ranks cannot go on; the last whole step is saved.
         """
         with self.saves:
+            self.saves.require_size()
             return self._run()
 
     def _run(self) -> bool:

@@ -5,6 +5,7 @@ Speaks to nobody, so that the writer's thread may use it: lines for people are h
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -125,8 +126,9 @@ class Place:
             return self.room >= size
         try:
             self._reserve.keep(size, beside=size, between=between)
-        except OSError:
-            return False
+        except OSError as error:
+            # The reserve and what is beside it are tried in one file, which may be larger than a file may be.
+            return error.errno == errno.EFBIG and self.room >= self.wanted(size)
         return True
 
 

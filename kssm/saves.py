@@ -14,9 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from kssm.atomicfile import largest_file, remedy_of_size
 from kssm.checkpoint import Saved
-from kssm.errors import CheckpointError, NoRoom, Stopped
-from kssm.pause import Clocked, Pause, State, Task
+from kssm.errors import CheckpointError, NoRoom, Stopped, TooLarge
+from kssm.pause import Clocked, Pause, State, Task, megabytes
 from kssm.place import Place
 from kssm.report import Report
 from kssm.snapshot import Snapshot, TrainState
@@ -110,6 +111,16 @@ class Saves:
             self._leave()
         self._place.close()
 
+    def require_size(self) -> None:
+        """Raise TooLarge where no file may be as large as a checkpoint of now: known before anything is trained."""
+        limit = largest_file()
+        if limit is not None and (needed := _tensor_bytes(self._now(False))) > limit:
+            raise TooLarge(
+                f"cannot save in {self._guard.directory}: a checkpoint takes {megabytes(needed)} and more, "
+                f"and a file may take {megabytes(limit)}",
+                remedy_of_size(),
+            )
+
     @property
     def is_saving(self) -> bool:
         """Whether a save is under way or not yet told of."""
@@ -178,7 +189,8 @@ class Saves:
         """Wait for the save under way, if any, and tell of it; called between two updates.
 
         A faulty disk costs this checkpoint, not the run: older ones stand, and the next is tried. A full one pauses
-        the run, with the state of now saved in the reserve's room.
+        the run, with the state of now saved in the reserve's room. A limit on the size of a file ends it: the next
+        checkpoint would be refused as well.
 
         Args:
             last: nothing will be trained on, so that only what is not saved yet waits for room.
@@ -186,16 +198,9 @@ class Saves:
         Raises:
             Stopped: a stop was asked for while it waited for room; the state of now is saved.
             NoRoom: no room came within the limit.
+            TooLarge: no file may be as large as a checkpoint is.
         """
-        pending = self._pending
-        if pending is None:
-            return
-        try:
-            self._end()
-        except NoRoom as error:
-            self._make_up(pending, error, last=last)
-        except CheckpointError as error:
-            self._give_up(pending.step, error)
+        self._settle(last=last, may_fail=True)
 
     def finish(self) -> None:
         """Wait for the last save of a run, if any, and tell of it.
@@ -204,13 +209,20 @@ class Saves:
             Stopped: see `settle`.
             CheckpointError: the disk refused.
         """
+        self._settle(last=True, may_fail=False)
+
+    def _settle(self, *, last: bool, may_fail: bool) -> None:
         pending = self._pending
         if pending is None:
             return
         try:
             self._end()
         except NoRoom as error:
-            self._make_up(pending, error, last=True)
+            self._make_up(pending, error, last=last)
+        except CheckpointError as error:
+            if not may_fail or isinstance(error, TooLarge):
+                raise
+            self._give_up(pending.step, error)
 
     def _give_up(self, step: int, error: CheckpointError) -> None:
         self._guard.event("save failed", step=step, what=error.what)
@@ -291,7 +303,7 @@ class Saves:
             except NoRoom:
                 return False
             except CheckpointError as error:  # as of any faulty disk
-                if last:
+                if last or isinstance(error, TooLarge):
                     raise
                 if best:
                     best.failed()
@@ -312,4 +324,8 @@ class Saves:
 
 def _bytes_of(snapshot: Snapshot) -> int:
     """About what a snapshot takes on the disk."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values()) + (1 << 16)
+    return _tensor_bytes(snapshot) + (1 << 16)
+
+
+def _tensor_bytes(snapshot: Snapshot) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values())

@@ -19,10 +19,10 @@ from tests.guard.stage import whole_rows
 from tests.processes.conftest import QUICK, Trainers, progress_of, until
 from tests.processes.test_graceful_stop import stop
 
-# A trainer whose disk is slow: each write waits, and each fsync of a checkpoint; or full: no file beyond a limit.
+# A trainer whose disk is slow: each write waits, and each fsync of a checkpoint; or faulty; or with a limit on files.
 # With AWAITS_STOP no fsync ends, nor does the second step get to its second micro-batch, before a stop is asked for.
 TRAINER = """
-import os, resource, sys, time
+import errno, os, resource, sys, time
 from kssm import tensorfile
 from kssm.atomicfile import PrivateFile
 write_s, sync_s, limit = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
@@ -33,6 +33,8 @@ def await_stop():
 def slow_write(file, data):
     if "checkpoint" in file.path.name:
         time.sleep(write_s)
+    if limit < 0 and file.path.name.startswith((".checkpoint", ".best_model")):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
     write(file, data)
 def slow_sync(file):
     if "checkpoint" in file.path.name:
@@ -49,7 +51,7 @@ if os.environ.get("AWAITS_STOP") == "within a step":
     Stepper._add_gradient = slow_add
 PrivateFile.write, PrivateFile.sync = slow_write, slow_sync
 tensorfile._BLOCK = 1 << 16
-if limit:
+if limit > 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from kssm.cli import main
 sys.exit(main(["train", "v3", *sys.argv[4:]]))
@@ -61,6 +63,7 @@ solorun.patience._AFTER_SAVE_S = 100.0
 sys.exit(main())
 """
 """`solorun`, for a machine on which a trainer takes longer than usual to leave after its last save."""
+FAULTY = -1
 LONG = (*QUICK, "--max-steps", "100000", "--save-interval", "20", "--eval-interval", "100000")
 
 
@@ -177,18 +180,36 @@ def test_a_kill_beside_a_save_leaves_the_older_checkpoint_and_the_run_goes_on_to
     assert not list(directory.glob(".checkpoint*"))
 
 
-def test_a_full_disk_costs_checkpoints_and_not_the_run_and_is_an_error_at_its_end(
+def test_a_faulty_disk_costs_checkpoints_and_not_the_run_and_is_an_error_at_its_end(
     trainers: Trainers, tmp_path: Path
 ) -> None:
     flags = (*QUICK, "--max-steps", "5", "--save-interval", "2", "--eval-interval", "100000")
-    process = start(trainers, tmp_path, *flags, limit=1 << 20)
+    process = start(trainers, tmp_path, *flags, limit=FAULTY)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
     assert progress_of(tmp_path).step == 5  # type: ignore[union-attr]
     for step in (2, 4):
-        assert f"WARNING: cannot save {tmp_path}/checkpoint_{step}.safetensors: file too large; training" in output
+        assert f"WARNING: cannot save {tmp_path}/checkpoint_{step}.safetensors: input/output error; training" in output
     assert [event["step"] for event in events(tmp_path, "save failed")] == [2, 4, 5]
-    assert output.count(f"cannot save {tmp_path}/checkpoint_5.safetensors: file too large") >= 1
+    assert output.count(f"cannot save {tmp_path}/checkpoint_5.safetensors: input/output error") >= 1
     assert "Traceback" not in output
     assert newest_valid(tmp_path, print) is None
     assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_a_limit_on_the_size_of_files_is_told_before_anything_is_trained_and_older_checkpoints_stand(
+    trainers: Trainers, unbroken: Path, tmp_path: Path
+) -> None:
+    shutil.copy(unbroken / "checkpoint_10.safetensors", tmp_path)
+    kept = (tmp_path / "checkpoint_10.safetensors").read_bytes()
+    process = start(trainers, tmp_path, *THIRTY, limit=1 << 20)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "a file may take 1.0 MB" in output
+    assert "next: raise the file size limit of 1,048,576 bytes (ulimit -f)" in output
+    assert "Traceback" not in output
+    beat = progress_of(tmp_path)
+    assert beat is None or beat.step <= 10, "nothing was trained in vain"
+    assert (tmp_path / "checkpoint_10.safetensors").read_bytes() == kept
+    assert not list(tmp_path.glob(".checkpoint*"))
+    assert events(tmp_path, "saving") == []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from kssm import tensorfile
-from kssm.atomicfile import PrivateFile
+from kssm.atomicfile import PrivateFile, largest_file, remedy
 from kssm.checkpoint import BEST, checkpoint_path, load, save
-from kssm.errors import CheckpointError
+from kssm.errors import CheckpointError, TooLarge
+from kssm.place import Place
 from kssm.report import Report
 from kssm.saves import Saves
 from kssm.snapshot import Snapshot, SnapshotFacts, TrainState, model_tensors, optimizer_tensors
@@ -281,3 +283,57 @@ def test_nothing_waits_where_nothing_is_saved(tmp_path: Path) -> None:
     for call in (scene.saves.release, scene.saves.look, scene.saves.settle, scene.saves.finish):
         call()
     assert (scene.lines, scene.guard.events, scene.names()) == ([], [], [])
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    """Sets how large a file of this process may become, as `ulimit -f` does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_larger_than_a_file_may_be_ends_the_run_and_the_older_one_stands(
+    tmp_path: Path, limit: Callable[[int], None]
+) -> None:
+    scene = Scene(tmp_path)
+    with scene.saves:
+        scene.saves.require_size()
+        scene.saves.begin(scene.snapshot(1))
+        scene.saves.settle()
+        size = checkpoint_path(tmp_path, 1).stat().st_size
+        limit(size - 1)
+        scene.saves.begin(scene.snapshot(2))
+        with pytest.raises(TooLarge, match="file too large") as told:
+            scene.saves.settle()
+        assert f"raise the file size limit of {size - 1:,} bytes (ulimit -f)" in told.value.next_step
+        assert not scene.saves.is_saving
+    assert scene.names() == ["checkpoint_1.safetensors"]
+    assert load(checkpoint_path(tmp_path, 1)).snapshot.facts.state.step == 1
+    assert not any("training goes on" in line for line in scene.lines)
+
+
+def test_a_limit_that_no_checkpoint_fits_is_known_before_anything_is_trained(
+    tmp_path: Path, limit: Callable[[int], None]
+) -> None:
+    scene = Scene(tmp_path)
+    limit(1000)
+    with pytest.raises(TooLarge, match=r"a checkpoint takes .* MB and more, and a file may take 0\.0 MB"):
+        scene.saves.require_size()
+
+
+def test_a_file_system_that_takes_no_large_file_is_named_so() -> None:
+    assert largest_file() is None
+    assert remedy(OSError(errno.EFBIG, "x")) == "the file system takes no file of that size: choose another disk"
+
+
+def test_a_pause_ends_when_there_is_room_although_no_file_may_hold_reserve_and_checkpoint_at_once(
+    tmp_path: Path, limit: Callable[[int], None]
+) -> None:
+    place = Place(3)
+    place.open(tmp_path)
+    (tmp_path / "checkpoint").write_bytes(bytes(1 << 19))
+    place.keep_reserve(tmp_path / "checkpoint", lambda: None, [])
+    limit(1 << 20)  # the reserve fits, and so does a checkpoint
+    assert place.has_room(1 << 19, lambda: None)
+    place.close()
