@@ -16,7 +16,7 @@ from typing import Any
 
 from solorun.errors import SolorunError, Unreachable
 from solorun.frozen import dataclass
-from solorun.readjson import is_moment
+from solorun.readjson import is_moment, is_whole
 from solorun.remote import Answer, skew
 from solorun.settings import HostEntry
 from solorun.wording import printable
@@ -25,6 +25,11 @@ SCHEMA = 1
 _PLACE = "hosts"
 _AT_ONCE = 32
 _LARGEST = 1 << 26
+_NUMBERS = {
+    "pid", "since", "step", "total", "rate", "eta_s", "log_age_s", "step_age_s", "memory_bytes", "checkpoint",
+    "checkpoint_age_s",
+}  # fmt: skip
+"""Keys of a row that hold a number or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,26 @@ class Report:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """Its rows."""
-        return [row for row in self.said["runs"] if isinstance(row, dict)]
+        """Its rows, without numbers that are none and waiting starts that are none: they would break the table."""
+        return [_readable(row) for row in self.said["runs"] if isinstance(row, dict)]
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    told = {key: None if key in _NUMBERS and not _is_number(value) else value for key, value in row.items()}
+    if "waiting" in row:
+        queue = row["waiting"] if isinstance(row["waiting"], list) else []
+        told["waiting"] = [waiter for waiter in queue if _is_waiter(waiter)]
+    return told
+
+
+def _is_number(value: Any) -> bool:
+    return is_moment(value) or is_whole(value)
+
+
+def _is_waiter(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("user"), str):
+        return False
+    return is_whole(value.get("pid")) and is_moment(value.get("for_s"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from solorun import farscript, forwarded, hosts, remote
+from solorun.cli import hosts as cli_hosts
 from solorun.cli import hosttable, onhost
+from solorun.cli.main import main
 from solorun.errors import BadUsage, SolorunError, Unreachable
 from solorun.remote import Answer, Client
 from solorun.settings import HostEntry, Settings
@@ -387,3 +389,61 @@ def test_a_reader_that_stays_is_no_hang_up_and_without_the_mark_nothing_is_watch
         child = spawn.python(code, env=env)
         assert child.wait() == 0
         assert child.text().strip() == threads
+
+
+ESCAPE = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e"
+"""What another host's words may hold: a window's title, a colour, a cleared screen, letters that run backwards."""
+
+ROW = {
+    "directory": "/r", "state": "hung", "pid": 7, "user": "ada", "since": 1.0, "step": 3, "total": 9, "rate": 1.0,
+    "eta_s": 1.0, "log_age_s": 1.0, "step_age_s": 1.0, "phase": "training", "run_id": "r", "host": "box",
+    "command": ["x"], "memory_bytes": 9, "ended": None, "detail": "stopped", "kept_by": None, "checkpoint": 3,
+    "checkpoint_age_s": 1.0, "waiting": [],
+}  # fmt: skip
+WAITER = {"pid": 8, "user": "bob", "for_s": 3.0}
+
+ODD_RUNS = [
+    [{**ROW, key: ESCAPE} for key in ROW]
+    + [{**ROW, key: [ESCAPE]} for key in ROW]
+    + [{**ROW, "state": state, "kept_by": ESCAPE, "ended": ESCAPE} for state in ("stale", "idle", ESCAPE)]
+    + [{**ROW, "waiting": [{**WAITER, key: ESCAPE}]} for key in WAITER]
+    + [{**ROW, "waiting": [ESCAPE]}, {**ROW, "waiting": {ESCAPE: ESCAPE}}, {ESCAPE: ESCAPE}],
+    [ESCAPE, None, 7, [ESCAPE]],
+]
+
+
+@pytest.mark.parametrize("runs", [*([row] for row in ODD_RUNS[0]), ODD_RUNS[0], ODD_RUNS[1]])
+def test_no_word_of_another_host_commands_the_terminal_or_breaks_the_table(runs: list[object]) -> None:
+    said = {"schema": 1, "host": ESCAPE, "cwd": ESCAPE, "version": ESCAPE, "runs": runs}
+    report = hosts.read_report(BOX, Answer(ESCAPE, 0, json.dumps(said), ""), 1.0)
+    for found in (hosts.Reached(BOX, report), hosts.NotReached(BOX, Unreachable("off"), report)):
+        lines = [*hosttable.hosts_and_runs([found], [], 2.0), *map(str, cli_hosts._cells(found, 2.0))]
+        assert all(line.isprintable() for line in lines), lines
+
+
+@pytest.mark.parametrize("words", [("hosts",), ("status", "--all-hosts"), ("status", "--host", "box")])
+@pytest.mark.parametrize("answer", ["report", "another schema", "no report", "no solorun"])
+def test_an_answer_full_of_escapes_reaches_the_terminal_only_spelled_out(
+    spawn: Spawner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    answer: str,
+) -> None:
+    runs = [{**ROW, "directory": ESCAPE, "detail": ESCAPE, "user": ESCAPE, "phase": ESCAPE}]
+    report = json.dumps({"schema": ESCAPE if answer == "another schema" else 1, "cwd": ESCAPE, "runs": runs})
+    greeting = "" if answer == "no solorun" else f"solorun 0.0.9{ESCAPE}\n"
+    body = ESCAPE if answer == "no report" else report
+    says = f"sys.stdout.buffer.write({(greeting + body).encode()!r}); sys.stderr.buffer.write({ESCAPE.encode()!r})"
+    (program,) = fake_ssh(spawn, f"{says}; sys.exit({0 if greeting else 127})").program
+    monkeypatch.setenv("SOLORUN_SSH", program)
+    monkeypatch.setenv("SOLORUN_STATE", str(tmp_path / "state"))
+    (tmp_path / "solorun.toml").write_text('[hosts.box]\nssh = "box"\n')
+    monkeypatch.chdir(tmp_path)
+    main(list(words))
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert "box" in text
+    assert all(line.isprintable() for line in text.splitlines()), text
+    assert "Traceback" not in text
