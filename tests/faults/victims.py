@@ -18,7 +18,7 @@ from solorun import SolorunError, explain
 from solorun.rundir import LOG
 from tests.faults.shim import FAIL_ON, KILLS, REMOVE, Call, Fault, Shim
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 TRACEBACK = 99
 """Exit code of a victim that let an exception through that no command line would have put into words."""
 

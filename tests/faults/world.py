@@ -23,7 +23,7 @@ from solorun import process
 from solorun.owner import Gone
 
 NOBODY = 65534
-_DEADLINE_S = 8.0
+_DEADLINE_S = 60.0
 
 
 @dataclass

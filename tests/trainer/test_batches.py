@@ -104,10 +104,10 @@ def test_a_memory_map_gives_the_same_batch(tmp_path: object) -> None:
 
 def test_step_ten_million_costs_what_step_ten_does() -> None:
     def seconds(step: int) -> float:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for further in range(20):
             batch_at(PLACES, seed=1, step=step + further, rows=32, length=64)
-        return time.perf_counter() - begin
+        return time.thread_time() - begin
 
     pairs = [(seconds(10), seconds(10_000_000)) for _ in range(15)]
     early, late = (min(column) for column in zip(*pairs, strict=True))

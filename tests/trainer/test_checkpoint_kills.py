@@ -95,7 +95,7 @@ def kill_while_saving(process: subprocess.Popen[str], directory: Path, step: int
             pid = int(number)
         else:
             step = int(number)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         sizes = [_size(path) for path in directory.glob(".checkpoint_*.tmp")]
         if any(size >= share * (8 << 20) for size in sizes):
@@ -118,7 +118,9 @@ def test_no_kill_at_any_moment_of_saving_loses_what_was_saved(how: str, tmp_path
     moments = random.Random(7)
     step = leftovers = 0
     with savers(tmp_path, how) as process:
-        for _ in range(40):
+        kills = 0
+        while kills < 40 or (leftovers < 20 and kills < 400):  # on a busy machine a kill may come after its file
+            kills += 1
             told = kill_while_saving(
                 process, tmp_path, step, moments.randrange(3), moments.choice([0, moments.random(), 1])
             )

@@ -246,7 +246,7 @@ def test_no_checkpoint_tells_of_a_best_model_that_turned_out_to_have_no_room_aft
     def sync(file: PrivateFile) -> None:
         if BEST in file.path.name and not refused:
             refused.append(file.path.name)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while guard.steps[-1] < 4 and time.monotonic() < deadline:
                 time.sleep(0.001)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

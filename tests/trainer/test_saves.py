@@ -25,7 +25,7 @@ from kssm.step import Stepper, allocate_state
 from tests.trainer.test_loop import StandIn
 from tests.trainer.test_step import CPU, batch, small_model, train_config
 
-SOON = 20.0
+SOON = 60.0
 
 
 class SlowDisk:

@@ -13,7 +13,7 @@ import torch
 from kssm.writer import GivenUp, Writing, within_reach
 
 Call = Callable[[], None]
-SOON = 20.0
+SOON = 60.0
 
 
 def test_tensors_may_change_once_they_are_read_though_the_disk_is_still_waited_for() -> None:
