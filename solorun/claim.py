@@ -21,9 +21,9 @@ from solorun.keeper import Keeper
 from solorun.label import kept_by, look, look_at, read_owner
 from solorun.logs import LogFile
 from solorun.owner import Owner, ProcessId, Stale, told
-from solorun.record import RunRecord, journal, last_run_id, new_run_id, read_record, write_record
+from solorun.record import RunRecord, append_metrics, journal, last_run_id, new_run_id, read_record, write_record
 from solorun.refusal import refusal
-from solorun.rundir import PRIVATE
+from solorun.rundir import EVENTS, METRICS, PRIVATE
 from solorun.wording import ask_to_clear, not_yours
 
 SURVIVORS_S = 2.0
@@ -52,6 +52,7 @@ class Claim:
         self.owner: Owner | None = None
         self.log = LogFile(held.fd)
         self.record: RunRecord | None = None
+        self._lost: dict[str, int] = {}
         self._keeper: Keeper | None = None
         self._on_conflict: Callable[[str], None] = lambda _reason: None
 
@@ -171,8 +172,24 @@ class Claim:
 
     def event(self, name: str, **facts: Any) -> None:
         """Write an event into the journal. A journal that cannot be written must not end the run."""
-        with contextlib.suppress(OSError):
-            journal(self.lock.fd, self.run_id, name, self.clock(), **facts)
+        self._append(EVENTS, lambda: journal(self.lock.fd, self.run_id, name, self.clock(), **facts))
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`. A full disk costs the line, never the run."""
+        self._append(METRICS, lambda: append_metrics(self.lock.fd, self.run_id, values))
+
+    def _append(self, name: str, write: Callable[[], None]) -> None:
+        """Write a line; what cannot be written is counted, and told in the log when the file takes lines again."""
+        try:
+            write()
+        except OSError:
+            self._lost[name] = self._lost.get(name, 0) + 1
+        else:
+            self._tell_lost(name)
+
+    def _tell_lost(self, name: str) -> None:
+        if lost := self._lost.pop(name, 0):
+            self.log.write(f"solorun: {lost} lines of {name} are lost: it could not be written")
 
     def end(self, end: End, announce: Callable[[str], None] = lambda _line: None) -> None:
         """Write down how the run ended, take the label down, say so, and let go, in this order."""
@@ -188,6 +205,8 @@ class Claim:
         def farewell() -> None:
             if self.lock.left_behind:
                 self._complain(f"{self.lock.left_behind}; once this process has ended, the next start clears it")
+            for name in tuple(self._lost):
+                self._tell_lost(name)
             self.log.write("Released lock")
             announce("Released lock")
             self.log.close()

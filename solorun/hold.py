@@ -28,7 +28,7 @@ from solorun.label import read_owner
 from solorun.owner import Owner, ProcessId, told
 from solorun.process import RUN_ID_VARIABLE
 from solorun.progress import Heartbeat
-from solorun.record import State, append_metrics, read_record, write_record
+from solorun.record import State, read_record, write_record
 from solorun.rundir import RunDir, checkpoint_step
 from solorun.stopping import StopRequest
 
@@ -109,8 +109,7 @@ class Run:
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`, with the run id. A full disk costs the line, never the run."""
-        with contextlib.suppress(OSError):
-            append_metrics(self._claim.lock.fd, self.run_id, values)
+        self._claim.metrics(values)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

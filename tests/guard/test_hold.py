@@ -412,6 +412,30 @@ def test_a_full_disk_does_not_keep_the_lock(results: Path) -> None:
         pass
 
 
+def test_lines_of_journal_and_metrics_that_a_full_disk_cost_are_counted_and_told(results: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with hold(results) as run:
+        run.progress(1, 9, loss=1.0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            for step in (2, 3, 4):
+                run.progress(step, 9, loss=1.0)
+            run.event("saving", step=4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "lost" not in (results / "training.log").read_text()
+        run.progress(5, 9, loss=1.0)
+        assert "3 lines of metrics.jsonl are lost: it could not be written" in (results / "training.log").read_text()
+    text = (results / "training.log").read_text()
+    assert "1 lines of events.jsonl are lost: it could not be written" in text
+    assert text.count("are lost") == 2, "told once"
+    steps = [json.loads(line)["step"] for line in (results / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 5]
+    assert "saving" not in events(results)
+
+
 # Under `solorun start`.
 
 
