@@ -247,7 +247,11 @@ class _Stop:
 
     def _ask_leftovers(self, progress: Progress | None, elapsed: float) -> None:
         """Ask what the trainer left running, a moment after its end; not what saves, and nobody twice."""
-        if self.asked_leftovers or self.sent != signal.SIGINT or not self.pursuit.leader_is_gone():
+        if self.sent != signal.SIGINT or not self.pursuit.leader_is_gone():
+            return
+        if self.asked_leftovers:
+            if (newcomer := self.pursuit.ask_newcomer()) is not None:
+                self.tell(f"PID {newcomer.pid} of it has begun to train meanwhile: asking that too")
             return
         if self.leader_gone_at is None or (progress is not None and progress.phase == "saving"):
             self.leader_gone_at = elapsed

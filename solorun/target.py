@@ -173,6 +173,7 @@ class Pursuit:
         self._clock = clock
         asked = (target.owner.process,) if target.owner else target.others
         self._known: dict[ProcessId, None] = dict.fromkeys(asked)
+        self._answering = set(asked)
         self._looked = float("-inf")
         self._over_at = float("inf")
 
@@ -274,13 +275,32 @@ class Pursuit:
         Raises:
             PermissionError: a process belongs to another user.
         """
-        record = self._record()
-        if record is not None and record.adopted and record.process in left and record.run_id == self._target.run_id:
-            process.send(record.process, signal.SIGTERM)
+        if self.ask_newcomer() is not None:
             return
         forks = self._sharers()
         for one in left:
             process.send(one, signal.SIGTERM if one in forks else signal.SIGINT)
+
+    def ask_newcomer(self) -> ProcessId | None:
+        """Ask a trainer of ours that has come to answer for the run, once; None where there is none.
+
+        Who asked the others may have come before its process, or in the midst of its start. SIGTERM never means "at
+        once" to it.
+
+        Raises:
+            PermissionError: it belongs to another user.
+        """
+        try:
+            record = self._record()
+        except OSError:  # nobody could look: the next poll does
+            return None
+        if record is None or not record.adopted or record.run_id != self._target.run_id:
+            return None
+        if record.process in self._answering or not process.is_alive(record.process):
+            return None
+        self._answering.add(record.process)
+        process.send(record.process, signal.SIGTERM)
+        return record.process
 
     def wake(self) -> None:
         """Let go on what is suspended: a stopped process, trainer or worker or supervisor, hears nothing."""

@@ -376,6 +376,40 @@ def test_of_a_script_of_two_trainers_the_second_is_stopped_with_its_save(spawn: 
     assert ("ready two" in child.text()) == ("saved two" in child.text())
 
 
+def test_a_second_trainer_that_missed_the_question_while_it_started_is_asked_again(spawn: Spawner, results: Path) -> None:
+    first = """
+        import sys, time, solorun
+        with solorun.hold(sys.argv[1], settle_s=0) as run:
+            print("ready one", flush=True)
+            while not run.should_stop:
+                time.sleep(0.01)
+    """
+    second = """
+        import signal, sys, threading, time, solorun
+        heard = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: heard.set())  # and no more: as if it had not been there yet to be asked
+        print("armed", flush=True)
+        while not heard.is_set():
+            time.sleep(0.01)
+        with solorun.hold(sys.argv[1], settle_s=0, exit_on_stop=False) as run:
+            while not run.should_stop:
+                time.sleep(0.01)
+            with run.phase("saving"):
+                print("saved two", flush=True)
+    """
+    one, two = (
+        f"{PYTHON} {quoted(spawn.program(name, code))} {quoted(results)}"
+        for name, code in (("one.py", first), ("two.py", second))
+    )
+    child = spawn.solorun("start", results, "--", "sh", "-c", f"{two} & {one}; wait")
+    wait_until(lambda: "ready one" in child.text() and "armed" in child.text() and "adopted" in events(results))
+    reaped(child)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
+    child.wait()
+    assert "saved two" in child.text()
+
+
 def test_two_people_who_stop_one_run_the_hard_way_both_learn_that_it_is_dead(spawn: Spawner, results: Path) -> None:
     child = holding(spawn, results, FAMILY)
     reaped(child)
