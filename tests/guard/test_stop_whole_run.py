@@ -376,7 +376,9 @@ def test_of_a_script_of_two_trainers_the_second_is_stopped_with_its_save(spawn: 
     assert ("ready two" in child.text()) == ("saved two" in child.text())
 
 
-def test_a_second_trainer_that_missed_the_question_while_it_started_is_asked_again(spawn: Spawner, results: Path) -> None:
+def test_a_second_trainer_that_missed_the_question_while_it_started_is_asked_again(
+    spawn: Spawner, results: Path
+) -> None:
     first = """
         import sys, time, solorun
         with solorun.hold(sys.argv[1], settle_s=0) as run:
