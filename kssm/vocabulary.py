@@ -268,7 +268,10 @@ def load(document: str, place: str) -> Vocabulary:
         return TiktokenRanks(str(facts["name"])) if kind == "tiktoken" else Bytes()
     except CorpusError:
         raise
-    except Exception as error:  # the tokenizers library raises Exception itself
+    except BaseException as error:
+        # The tokenizers library raises Exception itself, and what its Rust did not foresee is a panic, which is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CorpusError(f"{place} is not a tokenizer: {str(error)[:100]}", _CHOICES) from None
 
 
