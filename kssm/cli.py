@@ -78,7 +78,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if launch is None:
         return _lead(arguments, None)
     code = _follow(arguments, launch) if launch.rank else _lead_others(arguments, launch)
-    return _leave(code) if code and launch.world > 1 else code
+    return _leave(code) if launch.world > 1 else code
 
 
 def _lead_others(arguments: argparse.Namespace, launch: Launch) -> int:
@@ -97,7 +97,10 @@ def _lead_others(arguments: argparse.Namespace, launch: Launch) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: threads of a group that fell apart may still wait for a rank, and C++ aborts where one is left."""
+    """End at once: a thread of the group may still wait, or want Python while it is torn down, and C++ then aborts.
+
+    Rank 0 leaves first, also at the end of a whole run, so that the others' group always falls apart.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -170,6 +170,24 @@ def test_a_rank_that_leaves_before_the_group_is_formed_keeps_nobody_waiting(trai
     assert (record(tmp_path / "run")["state"], label_of(tmp_path / "run")) == ("interrupted", 0)
 
 
+ABORTS_IN_THE_TEARDOWN = """
+import atexit, os, sys
+atexit.register(os.abort)
+from kssm.cli import main
+sys.exit(main())
+"""
+"""What a thread of torch does now and then while Python is torn down; here it always does."""
+
+
+def test_a_whole_run_ends_with_0_on_every_rank_whatever_would_abort_in_the_teardown(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    codes, said = ended(by_hand(trainers, tmp_path, "--max-steps", "2", program=("-c", ABORTS_IN_THE_TEARDOWN)))
+    assert (codes, said[1]) == ([0, 0], "")
+    assert "TRAINING COMPLETE" in said[0]
+    assert (record(tmp_path)["state"], label_of(tmp_path)) == ("completed", 0)
+
+
 def test_ranks_restarted_after_a_kill_go_on_where_the_others_were_and_a_stop_is_the_end(
     trainers: Trainers, tmp_path: Path
 ) -> None:
