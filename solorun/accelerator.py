@@ -11,7 +11,9 @@ from typing import Literal
 
 from solorun.frozen import dataclass
 
-_ASK_S = 2.0
+_ASK_S = 10.0
+"""Without persistence mode the driver wakes each device anew: seconds on a machine with several."""
+
 _DEVICES = ("index", "uuid", "name", "memory.total", "memory.used")
 _USERS = ("gpu_uuid", "pid", "used_memory")
 _MIB = 1024 * 1024
@@ -60,10 +62,12 @@ class Accelerators:
     Args:
         devices: by number.
         problem: why they could not be told, one line; empty when they could.
+        may_be_in_use: whether there may be some that others use, though they could not be told.
     """
 
     devices: tuple[Device, ...] = ()
     problem: str = ""
+    may_be_in_use: bool = False
 
 
 Ask = Callable[[tuple[str, ...]], str]
@@ -113,7 +117,7 @@ def _read_cuda(ask: Ask) -> Accelerators:
         listed = _rows(ask(_query("gpu", _DEVICES)), len(_DEVICES))
         used = _rows(ask(_query("compute-apps", _USERS)), len(_USERS)) if listed else []
     except TimeoutError:
-        return Accelerators(problem=f"nvidia-smi did not answer within {_ASK_S:g} s")
+        return Accelerators((), f"nvidia-smi did not answer within {_ASK_S:g} s", may_be_in_use=True)
     except OSError as error:  # installed, but there is no device or no driver: then nothing can use one
         return Accelerators(problem=str(error))
     users: dict[str, list[Use]] = {}

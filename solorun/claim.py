@@ -189,7 +189,8 @@ class Claim:
 
     def _tell_lost(self, name: str) -> None:
         if lost := self._lost.pop(name, 0):
-            self.log.write(f"solorun: {lost} lines of {name} are lost: it could not be written")
+            lines = "1 line" if lost == 1 else f"{lost} lines"
+            self.log.write(f"solorun: {lines} of {name} lost: the file could not be written")
 
     def end(self, end: End, announce: Callable[[str], None] = lambda _line: None) -> None:
         """Write down how the run ended, take the label down, say so, and let go, in this order."""

@@ -36,7 +36,7 @@ from solorun.neighbours import Orphan, Training, family, orphans, program_of, sa
 from solorun.owner import Free, ProcessId, Stale
 from solorun.runstate import Evidence, Idle, Left, RunState, Unreadable, classify
 from solorun.settings import Settings
-from solorun.sharing import directory_held_by, in_use, is_shared, refuse, tell_of
+from solorun.sharing import directory_held_by, in_use, is_shared, refuse, tell_of, tell_of_unknown
 from solorun.wording import ask_to_clear
 
 
@@ -315,7 +315,7 @@ def require_safe_start(
         argv: its command.
         settings: in force.
         share_accelerator: whether sharing was allowed on the command line.
-        tell: told in one line of other runs on this machine.
+        tell: told in one line of other runs on this machine, and where it cannot be known who uses the accelerator.
         cwd: of the command; ours unless told otherwise.
         environment: of the command.
 
@@ -328,8 +328,9 @@ def require_safe_start(
     mine = family(table, os.getpid())
     runs = trainings(table, mine)
     if not says_cpu(argv):
-        devices = accelerator.visible(accelerator.read().devices, environment)
-        refuse(in_use(devices, runs, table, mine, shared=False))
+        seen = accelerator.read()
+        refuse(in_use(accelerator.visible(seen.devices, environment), runs, table, mine, shared=False))
+        tell_of_unknown(seen, environment, tell)
     tell_of(runs, program_of(argv, str(cwd or Path.cwd())), tell)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from solorun.errors import NotSafe, system_problem
 
 if TYPE_CHECKING:
-    from solorun.accelerator import Device, Use
+    from solorun.accelerator import Accelerators, Device, Use
     from solorun.findings import AcceleratorInUse
     from solorun.neighbours import Training
     from solorun.process.table import Seen
@@ -41,7 +41,7 @@ def require_accelerator(
         kind: where it is going to train: cuda, mps or cpu.
         share: whether its person allowed sharing; SOLORUN_SHARE_ACCELERATOR=1 in the environment does so too, and
             `share_accelerator = true` in solorun.toml.
-        tell: told in one line, on a CPU, that another run shares the machine.
+        tell: told in one line, on a CPU, that another run shares the machine; elsewhere that this cannot be known.
         launcher: as in `hold`: all that it started is this run.
 
     Raises:
@@ -70,6 +70,7 @@ def require_accelerator(
     seen = accelerator.read()
     devices = tuple(d for d in accelerator.visible(seen.devices, os.environ) if d.kind == kind)[:1]
     refuse(in_use(devices, elder, table, mine, shared=False))
+    tell_of_unknown(seen, os.environ, tell)
 
 
 def tell_of(runs: tuple[Training, ...], program: str, tell: Callable[[str], None]) -> None:
@@ -89,6 +90,18 @@ def tell_of(runs: tuple[Training, ...], program: str, tell: Callable[[str], None
     what = "the same program runs on this machine already" if same else "another run shares this machine"
     more = f"; {len(runs) - 1} more: solorun check" if len(runs) > 1 else ""
     tell(f"{what}: {who_runs(run, directory_held_by(run.leader.row.pid))}{more}")
+
+
+def tell_of_unknown(seen: Accelerators, environment: Mapping[str, str], tell: Callable[[str], None]) -> None:
+    """One line where nobody could tell whether a device that this run may use is in use: it starts nevertheless.
+
+    Args:
+        seen: what was told of them.
+        environment: of the run.
+        tell: is told.
+    """
+    if seen.may_be_in_use and environment.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        tell(f"whether another run uses the accelerator cannot be told: {seen.problem}")
 
 
 def directory_held_by(pid: int) -> str:

@@ -28,6 +28,21 @@ _REMIND_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """The directory could not be looked into: which checkpoints lie there cannot be told.
+
+    Args:
+        why: one line, the system's.
+    """
+
+    why: str
+
+
+Kept = CheckpointFile | Unseen | None
+"""The newest checkpoint in the directory; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The run ended by itself.
 
@@ -39,7 +54,7 @@ class Stopped:
 
     after_s: float
     step: int | None
-    checkpoint: CheckpointFile | None
+    checkpoint: Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ class Killed:
 
     after_s: float
     signal: int
-    checkpoint: CheckpointFile | None
+    checkpoint: Kept
     step: int | None
 
 
@@ -79,20 +94,22 @@ class StillRunning:
     phase: str
     pids: tuple[int, ...]
     after_s: float = 0.0
-    checkpoint: CheckpointFile | None = None
+    checkpoint: Kept = None
     step: int | None = None
 
 
 StopResult = Stopped | WasNotRunning | Killed | StillRunning
 
 
-def what_survives(step: int | None, checkpoint: CheckpointFile | None) -> str:
+def what_survives(step: int | None, checkpoint: Kept) -> str:
     """What of a run is on the disk, in words.
 
     Args:
         step: the last one it reported; None when it reports none.
         checkpoint: the newest one in the directory.
     """
+    if isinstance(checkpoint, Unseen):
+        return f"its directory cannot be looked into, so which checkpoint is the newest is not known: {checkpoint.why}"
     if checkpoint is None:
         if step is None:
             return "it reported no steps, and there is no checkpoint file"
@@ -270,12 +287,14 @@ class _Stop:
             return None
         return found if found is not None and found.run_id == self.target.run_id else None
 
-    def _checkpoint(self) -> CheckpointFile | None:
+    def _checkpoint(self) -> Kept:
         try:
             with _opened(self.directory) as fd:
-                return next(iter(checkpoint_files(fd)), None)
-        except OSError:
+                return next(iter(checkpoint_files(fd, os.listdir(fd))), None)
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            return Unseen(error.strerror or type(error).__name__)
 
     def _done(self, elapsed: float, progress: Progress | None) -> StopResult:
         """What the end was; a lock that a killed run left is cleared, since its death is proven here."""

@@ -21,7 +21,7 @@ from solorun.rundir import CheckpointFile, is_results_directory
 from solorun.runstate import Hung, Silent, detail
 from solorun.settings import Settings
 from solorun.status import examine, wall_clock
-from solorun.stop import Killed, StillRunning, Stopped, StopResult, WasNotRunning, stop, what_survives
+from solorun.stop import Kept, Killed, StillRunning, Stopped, StopResult, Unseen, WasNotRunning, stop, what_survives
 from solorun.waiting import call_off
 from solorun.wording import ago, shell_word
 
@@ -72,13 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def as_row(result: StopResult) -> dict[str, Any]:
     """What `--json` prints; the keys are frozen, new ones may be added."""
-    checkpoint: CheckpointFile | None = getattr(result, "checkpoint", None)
+    checkpoint: Kept = getattr(result, "checkpoint", None)
+    kept = checkpoint if isinstance(checkpoint, CheckpointFile) else None
     return {
         "schema": 1,
         "result": _NAMES[type(result)],
         "after_s": getattr(result, "after_s", None),
         "step": getattr(result, "step", None),
-        "checkpoint": checkpoint and {"file": checkpoint.name, "step": checkpoint.step, "written": checkpoint.written},
+        "checkpoint": kept and {"file": kept.name, "step": kept.step, "written": kept.written},
+        "checkpoint_unknown": checkpoint.why if isinstance(checkpoint, Unseen) else None,
         "pids": list(getattr(result, "pids", ())),
         "phase": getattr(result, "phase", None),
     }
@@ -113,7 +115,9 @@ def _not_ended(directory: Path, where: str, result: StillRunning, settings: Sett
         evidence.append("it was sent SIGKILL, and dies as soon as the kernel lets go of it; its directory stays held")
         return NotEnded(what, f"look again: solorun stop {where}", tuple(evidence))
     evidence.append("it was asked, and nothing else was done to it; it may still end by itself")
-    if result.checkpoint is not None:
+    if isinstance(result.checkpoint, Unseen):
+        evidence.append(what_survives(result.step, result.checkpoint))
+    elif result.checkpoint is not None:
         age = ago(now - result.checkpoint.written)
         evidence.append(f"a kill would leave {result.checkpoint.name}, written {age} ago")
     step = f"wait longer, or end it hard: solorun stop --kill {where}"

@@ -176,7 +176,7 @@ def _misbehaviour(scene: Scene, outcome: Outcome) -> Iterator[str]:
         return
     if "Traceback" in outcome.said or "Exception" in outcome.said:
         yield f"a traceback: {outcome.said.splitlines()[-1]}"
-    elif outcome.code not in scene.codes:
+    elif outcome.code not in scene.codes and not (outcome.was_asked_to_stop and outcome.code == 128 + signal.SIGINT):
         yield f"exit status {outcome.code}: {outcome.said}"
     elif outcome.code and "next: " not in outcome.said and not outcome.was_asked_to_stop:
         yield f"no next step is told: {outcome.said}"

@@ -364,7 +364,7 @@ PATIENT = """
 import sys
 from solorun import accelerator
 from solorun.cli.main import main
-accelerator._ASK_S = 60.0  # a busy machine may not get round to a stand-in for `nvidia-smi` within 2 s
+accelerator._ASK_S = 60.0  # a busy machine may not get round to a stand-in for `nvidia-smi` within 10 s
 sys.exit(main(sys.argv[1:]))
 """
 """The command, which waits for the accelerator's answer as long as it takes."""
@@ -398,6 +398,23 @@ def test_a_start_is_refused_when_another_run_uses_the_accelerator(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     start_here(results)
     assert names(results) == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS is not asked for CUDA")
+def test_a_start_goes_on_where_nobody_can_tell_who_uses_the_accelerator_and_says_so(
+    results: Path, a_gpu_used_by: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_gpu_used_by(1)
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
+    monkeypatch.setattr(accelerator, "_ASK_S", 0.2)
+    unknown = "whether another run uses the accelerator cannot be told: nvidia-smi did not answer within 0.2 s"
+    assert unknown in start_here(results)
+    told: list[str] = []
+    require_accelerator("cuda", tell=told.append)
+    assert told == [unknown]
+    assert unknown not in start_here(results, argv=("python3", "x.py", "--device", "cpu"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert unknown not in start_here(results)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS is not asked for CUDA")

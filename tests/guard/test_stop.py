@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from solorun import patience, process, stop
+from solorun.cli.stop import as_row
 from solorun.errors import DirectoryProblem, Refused
 from solorun.owner import encode_owner
 from solorun.patience import Action, StopPolicy, next_action
 from solorun.rundir import CheckpointFile
-from solorun.stop import Killed, StillRunning, Stopped, WasNotRunning, what_survives
+from solorun.stop import Killed, StillRunning, Stopped, Unseen, WasNotRunning, what_survives
 from solorun.stopping import SAME_REQUEST_S
 
 from .stage import (
@@ -167,6 +169,22 @@ def test_what_a_run_was_doing_is_told_also_where_it_ends_before_the_next_look(
     monkeypatch.setattr(stop._Stop, "_ask", ask_and_see_the_end)
     assert isinstance(stop.stop(results, PATIENT, tell=told.append), Stopped)
     assert [line.split(" ", 2)[:2] for line in told] == [["asking", "PID"], ["it", "is"]]
+
+
+def test_a_look_that_fails_is_not_told_as_no_checkpoint(
+    spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaped(holding(spawn, results))
+
+    def fail(*_words: object) -> None:  # a disk that fails in this very moment
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(stop, "checkpoint_files", fail)
+    result = stop.stop(results, PATIENT)
+    assert isinstance(result, Stopped)
+    assert result.checkpoint == Unseen("Input/output error")
+    assert "which checkpoint is the newest is not known: Input/output error" in what_survives(7, result.checkpoint)
+    assert (as_row(result)["checkpoint"], as_row(result)["checkpoint_unknown"]) == (None, "Input/output error")
 
 
 def test_there_may_be_nothing_to_stop(results: Path) -> None:
