@@ -36,8 +36,9 @@ class Writing(Generic[T]):
         self._read, self._over, self._given_up = (threading.Event() for _ in range(3))
         self._made: T | None = None
         self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
-            threading.Thread(target=self._run, name=name, daemon=True).start()
+            self._thread.start()
         except RuntimeError:  # the system gives no more threads: then the training stands still for it
             self._do()
 
@@ -54,6 +55,9 @@ class Writing(Generic[T]):
     def wait(self) -> None:
         """Return once it has ended, well or not."""
         self._over.wait()
+        # A thread that still lets go of tensors while Python is torn down would abort a run that is complete.
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def result(self) -> T:
         """What the work returned, once it has ended; raises what it raised."""
