@@ -196,10 +196,11 @@ class Claim:
         """Write down how the run ended, take the label down, say so, and let go, in this order."""
         if self._keeper is not None:
             self._keeper.dismiss()
-        # Another process of this run may have put itself, or us, into label and record a moment ago.
-        record = read_owner(self.lock.fd)
-        if record is not None and record.run_id == self.run_id:
-            self.lock.take_label_for_ours(record.process.pid)
+        with contextlib.suppress(OSError):
+            # Another process of this run may have put itself, or us, into label and record a moment ago.
+            record = read_owner(self.lock.fd)
+            if record is not None and record.run_id == self.run_id:
+                self.lock.take_label_for_ours(record.process.pid)
         with contextlib.suppress(OSError):  # a full disk must not keep the lock
             self._write_end(end)
 
@@ -282,6 +283,8 @@ def _left_by_another(path: Path) -> DirectoryProblem | None:
         return None
     try:
         left, user = look_at(fd), kept_by(fd)
+    except OSError:
+        return None
     finally:
         os.close(fd)
     if not (user and isinstance(left, Stale)):

@@ -134,8 +134,8 @@ class Keeper:
 
     def _mend(self) -> None:
         found = read_label(self._lock.fd)
-        record = read_owner(self._lock.fd)
-        if isinstance(found, Label) and record is not None and self._is_of_this_run(found, record):
+        record = read_owner(self._lock.fd) or self._owner()  # removed by hand it tells nothing against us
+        if isinstance(found, Label) and self._is_of_this_run(found, record):
             self._lock.take_label_for_ours(record.process.pid)
             self._told.adopted(record)
             return

@@ -35,6 +35,12 @@ EMPTY_GRACE_S = 0.25
 _O_TMPFILE: int = getattr(os, "O_TMPFILE", 0)
 # File systems without unnamed files say the first four (old kernels EISDIR), a missing /proc the last.
 _CANNOT_BE_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.EPERM, errno.ENOENT}
+_NO_RECORD = {
+    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO, errno.EINVAL,
+    errno.EAGAIN, errno.EOPNOTSUPP, errno.ENODEV, errno.ENAMETOOLONG,
+}  # fmt: skip
+"""What the system answers, today and tomorrow, where there is no record, one that is hidden, or no file."""
+
 _serial = itertools.count()
 
 
@@ -49,8 +55,18 @@ def read_label(directory: int) -> Label | Unknown | None:
 
 
 def read_owner(directory: int) -> Owner | None:
-    """The record, None when there is none that can be read (a torn one tells nothing; the label then decides)."""
-    data = _read_small(directory, OWNER)
+    """The record, None when there is none that can be read (a torn one tells nothing; the label then decides).
+
+    Raises:
+        OSError: it stands there and cannot be read for the moment: without it the label of a run on another host, or in
+            a container, would be judged by what its PID means here.
+    """
+    try:
+        data = _read(directory, OWNER)
+    except OSError as error:
+        if error.errno not in _NO_RECORD:
+            raise
+        return None
     try:
         return decode_owner(data) if data else None
     except ValueError:
@@ -71,7 +87,11 @@ def look(path: str | os.PathLike[str]) -> Verdict:
 
 
 def look_at(directory: int) -> Verdict:
-    """The same for an open directory."""
+    """The same for an open directory.
+
+    Raises:
+        OSError: its record cannot be read for the moment.
+    """
     return judge_directory(directory, read_owner(directory))
 
 
@@ -197,6 +217,26 @@ def _unreadable(error: OSError) -> Unknown:
     return Unknown(f"training.lock cannot be read: {error.strerror}", passing=not isinstance(error, PermissionError))
 
 
+def _read(directory: int, name: str) -> bytes:
+    """The first 256 KiB of a file."""
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, 1 << 18)
+    except OSError as error:
+        error.filename = name
+        raise
+    finally:
+        os.close(fd)
+
+
+def _read_small(directory: int, name: str) -> bytes:
+    """The same, empty when it cannot be read."""
+    try:
+        return _read(directory, name)
+    except OSError:
+        return b""
+
+
 def read_plain(directory: int, name: str) -> tuple[int, bytes]:
     """Inode and first bytes of a file, (0, b"") when it is not there."""
     try:
@@ -217,19 +257,6 @@ def inode_of(directory: int, name: str) -> int:
         return os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
     except OSError:
         return 0
-
-
-def _read_small(directory: int, name: str, limit: int = 1 << 18) -> bytes:
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, limit)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
 
 
 def create_exclusively(directory: int, text: bytes) -> bool:

@@ -335,20 +335,27 @@ def join(path: str | os.PathLike[str], run_id: str) -> DirectoryLock | None:
 
     The supervisor's lock keeps others out. When the supervisor dies, `take_truth` makes the lock ours; until then
     record and label, which name a live process, refuse every start.
+
+    Raises:
+        OSError: whether the run holds it cannot be told for the moment.
     """
     absolute = os.path.abspath(path)
     try:
         fd = os.open(absolute, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
-    record = read_owner(fd)
-    if record is None or record.run_id != run_id:
+    try:
+        record = read_owner(fd)
+        if record is not None and record.run_id == run_id:
+            joined = DirectoryLock(absolute, fd, fd)
+            joined.borrowed = True
+            joined.take_truth()
+            return joined
+    except BaseException:
         os.close(fd)
-        return None
-    joined = DirectoryLock(absolute, fd, fd)
-    joined.borrowed = True
-    joined.take_truth()
-    return joined
+        raise
+    os.close(fd)
+    return None
 
 
 def _clear_the_way(

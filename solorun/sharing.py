@@ -116,6 +116,8 @@ def directory_held_by(pid: int) -> str:
             continue
         try:
             owner = read_owner(fd)
+        except OSError:
+            continue
         finally:
             os.close(fd)
         if owner is not None and owner.process.pid == pid and process.is_alive(owner.process):

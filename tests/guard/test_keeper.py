@@ -260,6 +260,15 @@ def test_a_process_of_another_run_in_label_and_record_is_a_conflict(spawn: Spawn
     assert len(quiet.told.conflicts) == 1
 
 
+def test_our_own_pid_in_a_new_label_is_no_stranger_where_the_record_was_deleted(quiet: Kept, results: Path) -> None:
+    (results / "training.owner.json").unlink()
+    (results / "aside").write_text(f"{os.getpid()}\n")  # as an editor saves a file
+    (results / "aside").rename(results / "training.lock")
+    quiet.keeper.look()
+    assert quiet.told.conflicts == []
+    assert quiet.lock.label_is_ours()
+
+
 def test_changing_the_label_through_the_keeper_is_no_attack(kept: Kept, results: Path) -> None:
     for _ in range(50):
         assert kept.keeper.relabel(kept.owner)

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 import solorun
-from solorun import lock, process, stop, supervisor
+from solorun import lock, process, status, stop, supervisor
+from solorun.claim import clear_stale
 from solorun.errors import DirectoryProblem
 from solorun.frozen import replace
 from solorun.lock import DirectoryLock, Survivors
-from solorun.owner import ProcessId, encode_owner
+from solorun.owner import Foreign, ProcessId, encode_owner
 from solorun.patience import StopPolicy
 from solorun.process import RUN_ID_VARIABLE
-from solorun.rundir import OWNER
+from solorun.rundir import LABEL, OWNER
+from solorun.runstate import Unreadable
 from solorun.stop import StillRunning
 from solorun.target import Pursuit, Target
 
@@ -104,6 +106,55 @@ def test_a_hold_that_cannot_look_says_so_in_one_line(results: Path, monkeypatch:
     assert "too many open files on this machine" in told.value.next_step
     with solorun.hold(results, settle_s=0):  # nothing is left of the refusal
         pass
+
+
+UNREADABLE = (errno.ENFILE, errno.EMFILE, errno.EIO, errno.ESTALE)
+
+
+@pytest.mark.parametrize("number", UNREADABLE)
+def test_no_run_starts_in_another_hosts_directory_because_its_record_cannot_be_read_once(
+    results: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    far = replace(process.here(), host="far", machine="far", boot="another")
+    owner = owner_of(results, ProcessId(far, a_dead_pid(), 1), run_id=RUN)
+    (results / OWNER).write_bytes(encode_owner(owner))
+    (results / LABEL).write_text(f"{owner.process.pid}\n")  # a PID that is nobody's here
+    with monkeypatch.context() as failing:
+        refuse(failing, "open", OWNER, number)
+        with pytest.raises(DirectoryProblem, match=f"{OWNER}: {os.strerror(number)}"):
+            solorun.hold(results, settle_s=0).__enter__()
+    assert isinstance(lock.enter(results), Foreign)
+
+
+@pytest.mark.usefixtures("guarded")
+@pytest.mark.parametrize("number", UNREADABLE)
+def test_no_verb_says_anything_of_a_directory_whose_record_cannot_be_read(
+    results: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse(monkeypatch, "open", OWNER, number)
+    assert status.gather(results, 0.0) == Unreadable(str(results), os.strerror(number))
+    with pytest.raises(DirectoryProblem, match=os.strerror(number)):
+        stop.stop(results, StopPolicy(0.2))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        clear_stale(results, 0.0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP])
+def test_a_record_that_nobody_will_ever_read_leaves_it_to_the_label(
+    results: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (results / LABEL).write_text(f"{a_dead_pid()}\n")
+    refuse(monkeypatch, "open", OWNER, number)
+    found = lock.enter(results)
+    assert isinstance(found, DirectoryLock)
+    assert found.took_over is not None
+    found.close()
+
+
+def test_a_run_ends_whole_where_its_record_cannot_be_read(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with solorun.hold(results, settle_s=0):
+        refuse(monkeypatch, "open", OWNER, errno.EMFILE)
+    assert not {LABEL, OWNER} & set(os.listdir(results))
 
 
 def blind() -> list[int]:
