@@ -100,7 +100,7 @@ def close_dead(directory: int, path: Path, last: RunRecord | None, now: float, h
     events = list(
         read_events(directory, ("started", "adopted", "stop requested", "killed", *OVER), _RECENT, strict=True)
     )
-    over = {event.get("run_id") for event in events if event["event"] in OVER}
+    over = {str(event.get("run_id")) for event in events if event["event"] in OVER}
     closed = None
     if last is not None and last.state == "running":
         closed = _found_dead(directory, last, events, here)

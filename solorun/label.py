@@ -139,11 +139,14 @@ def kept_by(directory: int) -> str:
     """The user who may remove what stands of label and record, where the caller may not; empty where he may.
 
     Where the caller may not write that is the directory's owner; in one with the sticky bit it is whose file it is.
+    What keeps its owner or root from writing, as a disk gone read-only does, keeps everybody: nobody is to be asked.
     """
     place, me = os.fstat(directory), os.geteuid()
+    if me in (0, place.st_uid) or os.fstatvfs(directory).f_flag & os.ST_RDONLY:
+        return ""
     if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory):
         return process.user_name(place.st_uid)
-    if me in (0, place.st_uid) or not place.st_mode & stat.S_ISVTX:
+    if not place.st_mode & stat.S_ISVTX:
         return ""
     for name in (LABEL, OWNER):
         with contextlib.suppress(OSError):

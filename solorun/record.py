@@ -14,7 +14,7 @@ from solorun.rundir import EVENTS, METRICS, PRIVATE, RUN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import IO, Any, Literal
 
     State = Literal["running", "completed", "interrupted", "crashed", "killed", "lost"]
@@ -291,6 +291,12 @@ def read_events(
                 continue
             if isinstance(event, dict) and isinstance(name := event.get("event"), str) and (not names or name in names):
                 yield event
+
+
+def happened(event: Mapping[str, Any]) -> float:
+    """When an event happened, seconds since the epoch; 0 where its line does not tell."""
+    moment: Any = event.get("time")
+    return float(moment) if is_moment(moment) else 0.0
 
 
 def _short_lines(file: IO[bytes], *, strict: bool) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from solorun.frozen import dataclass
 from solorun.grouping import Claimant
 from solorun.label import clear, look_at, read_label, read_owner
 from solorun.owner import Label, Owner, ProcessId, Stale
-from solorun.record import journal, last_run_id, read_events
+from solorun.record import happened, journal, last_run_id, read_events
 from solorun.refusal import refusal
 from solorun.remedy import Policy, mixed
 from solorun.rundir import checkpoint_files
@@ -251,7 +251,7 @@ class _Recovery:
         with self._descriptor() as fd:
             events = [event for event in read_events(fd) if event["event"] == "stop requested"]
         since = self.began - _SAME_REQUEST_S
-        late = [event for event in events if float(event.get("time", 0)) > since]
+        late = [event for event in events if happened(event) > since]
         return {str(event.get("run_id") or event.get("pid") or "?") for event in late}
 
     def _write_down(self, one: Claimant, whom: ProcessId, number: int) -> None:

@@ -291,9 +291,7 @@ class _Stop:
         try:
             with _opened(self.directory) as fd:
                 return next(iter(checkpoint_files(fd, os.listdir(fd))), None)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
+        except OSError as error:  # also one that was moved, with its checkpoints
             return Unseen(error.strerror or type(error).__name__)
 
     def _done(self, elapsed: float, progress: Progress | None) -> StopResult:

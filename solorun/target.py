@@ -15,7 +15,7 @@ from solorun.grouping import solorun_verb
 from solorun.label import is_copy, look_at, read_owner
 from solorun.members import members
 from solorun.owner import Alive, Foreign, Held, Owner, ProcessId, Unknown
-from solorun.record import last_run, read_events
+from solorun.record import happened, last_run, read_events
 from solorun.refusal import refusal
 from solorun.rundir import OWNER
 from solorun.truth import guard_identity, identity
@@ -152,7 +152,7 @@ def was_asked(directory: int, run_id: str) -> bool:
     for event in read_events(directory):
         if run_id and event.get("run_id") == run_id:
             if event["event"] == "stop requested":
-                asked = time.time() - float(event.get("time", 0)) < _ASKED_LATELY_S
+                asked = time.time() - happened(event) < _ASKED_LATELY_S
             elif event["event"] in ("survivors", "adopted"):
                 asked = False
     return asked

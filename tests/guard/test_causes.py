@@ -213,6 +213,15 @@ def test_ends_that_a_kill_kept_out_of_the_journal_are_made_up_for(fd: int, resul
     assert ends == [("ended", RUN, 9.0), ("found dead", "earlier", 20.0)]
 
 
+@pytest.mark.parametrize("run_id", [[1], {"a": 1}, None, 7])
+def test_an_end_in_the_journal_that_names_no_run_is_nobodys(fd: int, results: Path, run_id: object) -> None:
+    write_record(fd, RECORD)
+    journal(fd, run_id, "ended", 1.0)  # type: ignore[arg-type]  # a damaged line
+    closed = close_dead(fd, results, RECORD, 5.0, HERE)
+    assert closed is not None
+    assert closed.state == "lost"
+
+
 def test_a_run_that_was_killed_by_a_stop_is_told_as_killed(fd: int, results: Path) -> None:
     write_record(fd, RECORD)
     journal(fd, RUN, "stop requested", 1.0, by="ada", signal=15)

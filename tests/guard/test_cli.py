@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,6 +222,23 @@ def test_a_stale_lock_that_may_be_removed_is_cleared_whoever_left_it(open_result
     assert "so does the next start" in said_to_nobody(["status", str(open_results)])[1]
     assert said_to_nobody(["check", str(open_results)])[0] == 0
     assert not label.exists()
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_no_user_is_named_for_a_stale_lock_that_none_may_remove(
+    open_results: Path, monkeypatch: pytest.MonkeyPatch, is_own: bool
+) -> None:
+    (open_results / "training.lock").write_text(f"{a_dead_pid()}\n")
+    if is_own:
+        os.chown(open_results, NOBODY, NOBODY)
+        open_results.chmod(0o555)
+    else:  # a disk that went read-only
+        flags = SimpleNamespace(f_flag=os.ST_RDONLY, f_files=0, f_favail=0, f_bavail=1 << 30, f_frsize=1)
+        monkeypatch.setattr(os, "fstatvfs", lambda _fd: flags)
+    answer = said_to_nobody(["check", str(open_results)])
+    assert answer[0] == 4
+    assert "what it left cannot be removed: Permission denied" in " ".join(answer[1].split())
+    assert "to clear it" not in answer[1]
 
 
 def test_a_stale_lock_that_the_disk_keeps_is_told_with_the_reason(

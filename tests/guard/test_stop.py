@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -187,6 +188,19 @@ def test_a_look_that_fails_is_not_told_as_no_checkpoint(
     assert (as_row(result)["checkpoint"], as_row(result)["checkpoint_unknown"]) == (None, "Input/output error")
 
 
+def test_a_directory_that_was_moved_is_not_told_as_one_without_checkpoints(spawn: Spawner, results: Path) -> None:
+    reaped(holding(spawn, results))
+    elsewhere = results.with_name("elsewhere")
+
+    def move(_line: str) -> None:
+        if results.exists():
+            results.rename(elsewhere)
+
+    result = stop.stop(results, PATIENT, tell=move)
+    assert isinstance(result, Stopped)
+    assert result.checkpoint == Unseen("No such file or directory")
+
+
 def test_there_may_be_nothing_to_stop(results: Path) -> None:
     assert stop.stop(results, PATIENT) == WasNotRunning()
     (results / "training.lock").write_text(f"{a_dead_pid()}\n")
@@ -310,6 +324,18 @@ while not os.path.exists(sys.argv[1]):
     let_go.touch()
     child.wait()
     assert (results / "training.log").read_text().count("heard") == 1
+
+
+@pytest.mark.parametrize("moment", ["soon", [1], None, {"a": 1}])
+def test_a_line_of_the_journal_with_no_time_keeps_no_run_from_being_stopped(
+    spawn: Spawner, results: Path, moment: object
+) -> None:
+    child = supervised(spawn, results, sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)")
+    with (results / "events.jsonl").open("a") as journal:
+        line = {"run_id": run_record(results)["run_id"], "event": "stop requested", "time": moment, "by": "?"}
+        journal.write(json.dumps(line) + "\n")
+    reaped(child)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
 
 
 def test_an_old_style_trainer_is_asked_whatever_runs_were_stopped_here_before(spawn: Spawner, results: Path) -> None:
