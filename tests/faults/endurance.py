@@ -250,5 +250,5 @@ class _Torment:
         environment = {**os.environ, "SOLORUN_STATE": str(self.place / "state"), "SOLORUN_SHARE_ACCELERATOR": "1"}
         return subprocess.run(
             [sys.executable, "-m", "solorun", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", env=environment, cwd=_ROOT, timeout=180, check=False,
+            stderr=subprocess.STDOUT, text=True, errors="replace", env=environment, cwd=_ROOT, timeout=600, check=False,
         )  # fmt: skip

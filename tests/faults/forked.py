@@ -120,4 +120,4 @@ def forked_trainer(cache: Path, program: str = SERVER) -> Iterator[ForkedTrainer
         finally:
             trainer.end()
             server.stdin.close()
-            server.wait(timeout=30)
+            server.wait(timeout=600)

@@ -129,7 +129,7 @@ def record(directory: Path, act: Callable[[], None], trace: Path) -> Recording:
     _wait_for_tracer(child, tracer)
     os.kill(child, signal.SIGCONT)
     _, status = os.waitpid(child, 0)
-    _, said = tracer.communicate(timeout=60)
+    _, said = tracer.communicate(timeout=600)
     if os.waitstatus_to_exitcode(status):
         raise RuntimeError(f"what was to be recorded ended with {os.waitstatus_to_exitcode(status)}: {said!r}")
     _Reader(made).read(trace.read_text())

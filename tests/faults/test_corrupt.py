@@ -58,7 +58,7 @@ def _within(memory: int) -> Callable[[], None]:
 def run(*words: str, cwd: Path, memory: int = 0) -> subprocess.CompletedProcess[str]:
     """A real command line, perhaps with little memory."""
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        [sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         preexec_fn=_within(memory) if memory else None,
     )  # fmt: skip

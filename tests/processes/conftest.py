@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--size", "tiny", "--vocabulary", "bytes", "--batch-size", "2", "--seq-length", "64", "--eval-batches", "2")
 
 
-def until(condition: Callable[[], object], deadline_s: float = 120.0, every_s: float = 0.01) -> None:
+def until(condition: Callable[[], object], deadline_s: float = 300.0, every_s: float = 0.01) -> None:
     """Wait for a condition, and fail when it does not come.
 
     The deadline costs nothing where it comes: a trainer loads torch, and a machine may be ten times as slow as this.

@@ -66,7 +66,7 @@ def background(trainers: Trainers, directory: Path, *flags: str) -> None:
     """`solorun start --background` of such a trainer; returns once it goes on by itself."""
     trainer = [sys.executable, "-m", "kssm", "train", "v3", *FLAGS, *flags, "--output-dir", str(directory)]
     started = trainers.spawn([sys.executable, "-m", "solorun", "start", str(directory), "--background", "--", *trainer])
-    said, _ = started.communicate(timeout=60)
+    said, _ = started.communicate(timeout=600)
     assert started.returncode == 0, said
 
 
@@ -112,9 +112,9 @@ def test_a_run_pauses_on_a_full_disk_is_killed_stopped_and_goes_on_and_ends_with
     directory.mkdir()
 
     background(trainers, directory, "--max-steps", STEPS)
-    until(lambda: (directory / NAME).exists(), 120)
+    until(lambda: (directory / NAME).exists(), 300)
     disk.fill()
-    until(lambda: is_paused(directory), 90)
+    until(lambda: is_paused(directory), 300)
     saved = newest(directory)
     row = row_of(directory)
     assert (row["state"], row["phase"], row["step"]) == ("running", "paused:-disk-full", saved)
@@ -128,9 +128,9 @@ def test_a_run_pauses_on_a_full_disk_is_killed_stopped_and_goes_on_and_ends_with
     disk.clear()
 
     background(trainers, directory, "--max-steps", STEPS)
-    until(lambda: (directory / NAME).exists(), 120)
+    until(lambda: (directory / NAME).exists(), 300)
     disk.fill()
-    until(lambda: is_paused(directory), 90)
+    until(lambda: is_paused(directory), 300)
     saved = newest(directory)
     said = stop(directory, "--json")
     assert json.loads(said.stdout)["result"] == "stopped", "within its grace, though there is no room"
@@ -139,15 +139,15 @@ def test_a_run_pauses_on_a_full_disk_is_killed_stopped_and_goes_on_and_ends_with
     disk.clear()
 
     background(trainers, directory, "--max-steps", STEPS)
-    until(lambda: (directory / NAME).exists(), 120)
+    until(lambda: (directory / NAME).exists(), 300)
     disk.fill()
-    until(lambda: is_paused(directory), 90)
+    until(lambda: is_paused(directory), 300)
     disk.clear()
-    until(lambda: is_over(directory), 120)
+    until(lambda: is_over(directory), 300)
     assert json.loads((directory / "run.json").read_text())["state"] == "completed"
     assert len(events_safely(directory, "went on")) == 1
     assert not (directory / NAME).exists()
-    output, _ = whole.communicate(timeout=90)
+    output, _ = whole.communicate(timeout=600)
     assert whole.returncode == 0, output
     one, other = (load(place / f"checkpoint_{STEPS}.safetensors").snapshot for place in (tmp_path / "whole", directory))
     assert one.tensors.keys() == other.tensors.keys()
@@ -158,12 +158,12 @@ def test_ranks_wait_with_rank_0_on_a_full_disk_and_go_on_together(trainers: Trai
     directory = disk.place / "two"
     directory.mkdir()
     together = torchrun(trainers, directory, *FLAGS[len(QUICK) :], "--max-steps", "400")
-    until(lambda: (directory / NAME).exists(), 120)
+    until(lambda: (directory / NAME).exists(), 300)
     disk.fill()
-    until(lambda: is_paused(directory), 90)
+    until(lambda: is_paused(directory), 300)
     assert newest(directory) == progress_of(directory).step  # type: ignore[union-attr]
     disk.clear()
-    output, _ = together.communicate(timeout=120)
+    output, _ = together.communicate(timeout=600)
     assert together.returncode == 0, output
     assert output.count("PAUSED: cannot save") == 1, "rank 0 alone speaks"
     assert newest(directory) == 400

@@ -89,7 +89,7 @@ def test_every_shell_block_of_the_handbook_works_in_order(
                 "SOLORUN_STATE": str(tmp_path / "state"), "SOLORUN_TMUX_SOCKET": str(sockets / "tmux"),
             }  # fmt: skip
             child = spawn("bash", "-c", script, cwd=project, env=env)
-            status = child.wait(240)
+            status = child.wait(600)
         finally:
             subprocess.run(["tmux", "-S", sockets / "tmux", "kill-server"], capture_output=True, check=False)
             server.stop()

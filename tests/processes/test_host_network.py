@@ -54,7 +54,7 @@ def says(network: Network, tmp_path: Path) -> Any:
             env=env,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             stdin=subprocess.DEVNULL,
         )
         assert told.returncode == code, (told.returncode, told.stdout, told.stderr)

@@ -61,7 +61,7 @@ class Near:
             capture_output=True,
             input=stdin,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert code is None or told.returncode == code, (told.returncode, told.stdout, told.stderr)
         assert "Traceback" not in told.stdout + told.stderr
@@ -145,7 +145,7 @@ def test_a_loop_over_hosts_keeps_its_list(near: Near) -> None:
     env = near.spawn.environment(**near.env)
     (near.project / "results/a").mkdir(parents=True)
     told = subprocess.run(
-        ["sh", "-c", loop], cwd=near.here, env=env, input="box\nbox\nbox\n", capture_output=True, text=True, timeout=120
+        ["sh", "-c", loop], cwd=near.here, env=env, input="box\nbox\nbox\n", capture_output=True, text=True, timeout=600
     )
     assert told.stdout.count("no run to stop") == 3, told.stderr
 

@@ -60,7 +60,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def status(place: Path) -> dict[str, Any]:
     """What `solorun status --json` tells of the run, as a command of its own."""
     command = [sys.executable, "-m", "solorun", "status", "--json", "results"]
-    told = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=True)
+    told = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600, check=True)
     (row,) = json.loads(told.stdout)["runs"]
     assert isinstance(row, dict)
     return row

@@ -36,7 +36,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     directory = tmp_path_factory.mktemp("unbroken")
     trainers = Trainers(cache)
     process = trainers.start(*FLAGS, "--output-dir", str(directory))
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return directory
 
@@ -48,7 +48,7 @@ def test_kills_at_random_moments_change_no_bit_of_the_final_weights(
     while not _killed_six_times(trainers, directory := tmp_path / f"run-{next(tries)}", moments):
         shutil.rmtree(directory)  # it was complete before: on a busy machine a kill may come late
     last = trainers.start(*FLAGS, "--output-dir", str(directory))
-    output, _ = last.communicate(timeout=240)
+    output, _ = last.communicate(timeout=600)
     assert last.returncode == 0, output
     expected, found = weights(unbroken), weights(directory)
     assert expected.keys() == found.keys()
@@ -84,7 +84,7 @@ def test_a_torn_newest_checkpoint_is_named_and_passed_over(trainers: Trainers, u
     newest = directory / f"checkpoint_{STEPS}.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1000])
     process = trainers.start(*FLAGS, "--output-dir", str(directory))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert f"passed over checkpoint_{STEPS}.safetensors" in output
     assert f"resumed from checkpoint_{STEPS - 10}.safetensors" in output
@@ -94,14 +94,14 @@ def test_a_torn_newest_checkpoint_is_named_and_passed_over(trainers: Trainers, u
 
 def test_a_complete_run_says_so_and_exits_0(trainers: Trainers, unbroken: Path) -> None:
     process = trainers.start(*FLAGS, "--output-dir", str(unbroken))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert "this run is complete" in output
 
 
 def test_another_configuration_is_refused_with_the_differing_fields(trainers: Trainers, unbroken: Path) -> None:
     process = trainers.start(*FLAGS, "--seed", "7", "--output-dir", str(unbroken))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 2
     assert "training.seed: saved 1337, now 7" in output
     assert "Traceback" not in output
@@ -109,7 +109,7 @@ def test_another_configuration_is_refused_with_the_differing_fields(trainers: Tr
 
 def test_resume_without_a_checkpoint_fails_clearly(trainers: Trainers, tmp_path: Path) -> None:
     process = trainers.start(*FLAGS, "--resume", "--output-dir", str(tmp_path))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "there is no valid checkpoint" in output
     assert "Traceback" not in (tmp_path / "training.log").read_text()
@@ -120,7 +120,7 @@ def test_fresh_archives_the_earlier_run_and_starts_anew(trainers: Trainers, unbr
     shutil.copytree(unbroken, directory)
     earlier = json.loads((directory / "run.json").read_text())["run_id"]
     process = trainers.start(*FLAGS, "--fresh", "--max-steps", "3", "--output-dir", str(directory))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert (directory / "archive" / earlier / f"checkpoint_{STEPS}.safetensors").exists()
     assert [path.name for path in directory.glob("checkpoint_*")] == ["checkpoint_3.safetensors"]

@@ -59,7 +59,7 @@ def namespaced() -> None:
 
 def solorun(*words: str | Path, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [*before, sys.executable, "-m", "solorun", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def untouched(directory: Path) -> dict[str, tuple[bytes, int, int]]:

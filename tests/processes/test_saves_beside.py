@@ -95,7 +95,7 @@ def test_a_stop_while_training_goes_on_beside_a_save_waits_for_it_even_beyond_it
     process = start(trainers, tmp_path, *LONG, sync_s=3.0, awaits_stop="anywhere")
     until(lambda: trains_and_saves(tmp_path), every_s=0.001)
     said = stop(tmp_path, "--grace", "1", "--kill", "--json", program=LEAVES_SLOWLY)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 143, output
     row = json.loads(said.stdout)
     assert row["result"] == "stopped", "neither the save beside the training nor the last one was killed"
@@ -116,7 +116,7 @@ def test_a_stop_within_a_step_whose_state_is_being_saved_saves_it_once(trainers:
     process = start(trainers, tmp_path, *flags, "--gradient-accumulation", "4", **within)  # type: ignore[arg-type]
     until(lambda: (beat := progress_of(tmp_path)) is not None and beat.phase == "saving", every_s=0.001)
     stop(tmp_path)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 143, output
     assert [event["step"] for event in events(tmp_path, "saving", "saved")] == [1, 1]
     assert "the state at step 1 is already saved in checkpoint_1.safetensors" in output
@@ -132,7 +132,7 @@ def test_a_second_sigint_while_a_save_runs_beside_the_training_leaves_at_once_wi
     until(lambda: time.monotonic() > asked + 2 * SAME_REQUEST_S)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == 130
     assert not list(tmp_path.glob("*checkpoint*"))
     assert not list(tmp_path.glob(".checkpoint*"))
@@ -147,7 +147,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A run of thirty steps that nothing interrupted."""
     directory = tmp_path_factory.mktemp("unbroken")
     process = start(Trainers(cache), directory, *THIRTY)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return directory
 
@@ -166,11 +166,11 @@ def test_a_kill_beside_a_save_leaves_the_older_checkpoint_and_the_run_goes_on_to
     if sync_s:
         until(lambda: trains_and_saves(directory), every_s=0.001)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=120)
+    killed.communicate(timeout=600)
     assert events(directory, "saved") == []
     assert len(list(directory.glob(".checkpoint_20.*"))) == 1
     again = start(trainers, directory, *THIRTY)
-    output, _ = again.communicate(timeout=120)
+    output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
     assert "left by a save that was killed" in output
     assert "resumed from checkpoint_10.safetensors" in output
@@ -185,7 +185,7 @@ def test_a_faulty_disk_costs_checkpoints_and_not_the_run_and_is_an_error_at_its_
 ) -> None:
     flags = (*QUICK, "--max-steps", "5", "--save-interval", "2", "--eval-interval", "100000")
     process = start(trainers, tmp_path, *flags, limit=FAULTY)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
     assert progress_of(tmp_path).step == 5  # type: ignore[union-attr]
     for step in (2, 4):
@@ -203,7 +203,7 @@ def test_a_limit_on_the_size_of_files_is_told_before_anything_is_trained_and_old
     shutil.copy(unbroken / "checkpoint_10.safetensors", tmp_path)
     kept = (tmp_path / "checkpoint_10.safetensors").read_bytes()
     process = start(trainers, tmp_path, *THIRTY, limit=1 << 20)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
     assert "a file may take 1.0 MB" in output
     assert "next: raise the file size limit of 1,048,576 bytes (ulimit -f)" in output

@@ -18,7 +18,7 @@ ODD = ("plain", "with space", 'it\'s "quoted"', "$(touch owned)", "new\nline", "
 
 def ask(*roots: Path, shell: str = "sh", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [*(["busybox", "sh"] if shell == "busybox" else [shell]), str(SCRIPT), *map(str, roots)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=600, check=False)
 
 
 def dead_pid() -> int:

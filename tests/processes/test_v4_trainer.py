@@ -58,7 +58,7 @@ def test_a_killed_run_with_carried_state_ends_with_the_bits_of_an_unbroken_one(
         pass  # it was quicker than we were: on a busy machine a kill may come late
     second = trainers.start(*CARRIED, "--output-dir", str(broken), model="v4")
     for process in (second, whole):
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
     log = (broken / "training.log").read_text()
     assert "resumed from checkpoint_" in log
@@ -77,11 +77,11 @@ def test_the_entry_point_by_path_is_guarded_stopped_and_logged_like_the_others(
     running = trainers.spawn([*BY_PATH, *words])
     until(lambda: (beat := progress_of(tmp_path)) and beat.step >= 3)
     refused = trainers.spawn([*BY_PATH, *words])
-    said, _ = refused.communicate(timeout=120)
+    said, _ = refused.communicate(timeout=600)
     assert refused.returncode == 3
     assert f"PID {running.pid}" in said
     running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=120)
+    running.communicate(timeout=600)
     assert running.returncode == 143
     log = (tmp_path / "training.log").read_text()
     assert len(COLUMNS.findall(log)) >= 3
@@ -93,6 +93,6 @@ def test_the_entry_point_by_path_is_guarded_stopped_and_logged_like_the_others(
 @pytest.mark.parametrize(("model", "flag"), [("v2", "--carry-state"), ("v3", "--carry-state"), ("v4", "--published")])
 def test_a_flag_of_another_model_is_refused(trainers: Trainers, model: str, flag: str, tmp_path: Path) -> None:
     process = trainers.start(*QUICK, flag, "--output-dir", str(tmp_path), model=model)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 2
     assert f"unrecognized arguments: {flag}" in said

@@ -146,7 +146,7 @@ def test_a_hybrid_trains_and_samples_from_the_command_line(tmp_path: Path) -> No
     def kssm(*words: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "kssm", *words], cwd=ROOT, env={**os.environ, **own}, capture_output=True,
-            text=True, timeout=120, check=False,
+            text=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -273,5 +273,5 @@ print(peak() - before)
 
 def test_saving_makes_no_copy_of_a_tensor(tmp_path: Path) -> None:
     command = [sys.executable, "-c", COPYLESS, str(tmp_path / "a.safetensors")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert int(done.stdout) < 48, "MiB more for a tensor of 192 MiB"
