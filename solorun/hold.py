@@ -31,6 +31,7 @@ from solorun.progress import Heartbeat
 from solorun.record import State, read_record, write_record
 from solorun.rundir import RunDir, checkpoint_step
 from solorun.stopping import StopRequest
+from solorun.truth import open_closed_streams
 
 LOCK_VARIABLE = "SOLORUN_LOCK_FD"
 """Under a supervisor: the number of the inherited descriptor that carries the lock."""
@@ -224,6 +225,7 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         self._pid = os.getpid()
         self._stop.listen()
         try:
+            open_closed_streams()
             self._run = self._adopt() or self._take()
         except OSError as error:
             self._stop.forget()
@@ -314,6 +316,8 @@ class hold:  # noqa: N801 - used as a verb: `with hold(directory) as run`
         made.event("trainer finished", state=state, why=why, exit_code=code, signal=self._stop.signal)
         if _supervisor_lives():  # it reaps us, writes down the end and releases
             made.hand_back(self._before)
+            made.lock.truth = made.lock.fd  # what was inherited stays open: it carries the run's lock
+            made.abandon(withdraw=False)
             return
         made.event("supervisor was gone")
         made.end(End(state, code, self._stop.signal, why), self._announce)

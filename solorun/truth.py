@@ -11,6 +11,15 @@ from solorun.rundir import GUARD
 _CANNOT_FLOCK = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOLCK}
 
 
+def open_closed_streams() -> None:
+    """Open what was closed (`... >&-`) on /dev/null: else lock or log would get the number of a stream."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is the one that was closed
+
+
 def flock(directory: int) -> int | None:
     """Lock an open directory.
 

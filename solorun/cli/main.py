@@ -7,6 +7,7 @@ import sys
 
 from solorun.cli.screen import put_up
 from solorun.errors import BadUsage, SolorunError, explain, system_problem
+from solorun.truth import open_closed_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,12 +111,8 @@ def _run(words: list[str], command: list[str] | None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Open what was closed (`solorun ... >&-`) on /dev/null: else the lock would get the number of a stream."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number is the one that was closed
+    """What the verbs print to streams that were closed (`solorun ... >&-`) goes to /dev/null."""
+    open_closed_streams()
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - open to the end, as every stream is
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 

@@ -341,6 +341,18 @@ def test_two_holds_after_each_other_in_one_process_leave_no_descriptor(results: 
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_with_closed_streams_nothing_of_the_log_is_lost(spawn: Spawner, results: Path, closed: str) -> None:
+    code = """
+        import sys, solorun
+        with solorun.hold(sys.argv[1], settle_s=0) as run:
+            run.log("told")
+    """
+    line = f"exec {PYTHON} {quoted(spawn.program('deaf.py', code))} {quoted(results)} {closed}"
+    assert spawn("sh", "-c", line).wait() == 0
+    assert (results / "training.log").read_text() == "told\nReleased lock\n"
+
+
 def test_two_directories_may_be_held_at_once(tmp_path: Path) -> None:
     with hold(tmp_path / "a") as a:
         with hold(tmp_path / "b") as b:
@@ -633,6 +645,21 @@ def test_two_holds_in_one_trainer_under_one_supervisor_both_adopt(spawn: Spawner
     child = spawn.solorun("start", results, "--", sys.executable, spawn.program("twice.py", code), results)
     assert child.wait() == 0, child.text()
     assert (results / "training.log").read_text().count("adopted True\n") == 2
+
+
+def test_many_holds_in_one_trainer_under_one_supervisor_leave_no_descriptor(spawn: Spawner, results: Path) -> None:
+    code = """
+        import os, sys, solorun
+        number, opened = int(os.environ["SOLORUN_LOCK_FD"]), []
+        for _ in range(3):
+            with solorun.hold(sys.argv[1]):
+                pass
+            opened.append(len(os.listdir("/dev/fd")))
+        print("the same" if len(set(opened)) == 1 else opened, os.path.samestat(os.fstat(number), os.stat(sys.argv[1])))
+    """
+    child = spawn.solorun("start", results, "--", sys.executable, spawn.program("many.py", code), results)
+    assert child.wait() == 0, child.text()
+    assert "the same True\n" in (results / "training.log").read_text()
 
 
 def test_a_second_hold_that_is_refused_leaves_the_first_its_inherited_lock(spawn: Spawner, results: Path) -> None:
