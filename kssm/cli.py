@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import solorun
 from kssm import flags
@@ -18,6 +18,9 @@ from kssm.config import ModelName
 from kssm.errors import BadUsage, KssmError, LostRank, NotFinite
 from kssm.launched import Launch, launched
 from kssm.wishes import Wishes
+
+if TYPE_CHECKING:
+    from kssm.use import Opened
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's root in a checkout."""
@@ -44,7 +47,19 @@ def _guarded(arguments: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")
-    return _told(lambda: _VERBS[arguments.verb](arguments))
+    try:
+        return _told(lambda: _VERBS[arguments.verb](arguments))
+    finally:
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """What a full disk did not take of the output, Python would try once more at its end, and exit with 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # none, where it was closed from the beginning
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _told(run: Callable[[], int]) -> int:
@@ -169,7 +184,7 @@ def _train_held(wishes: Wishes, run: solorun.Run, launch: Launch | None, *, shar
     run.log(f"run {run.run_id} in {run.directory}, PID {os.getpid()}")
     # Waiting threads that spin make two threads slower than one on a machine that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from kssm.device import available
+    from kssm.device import available, memory_in_words
     from kssm.ranks import device_of
     from kssm.report import Report
     from kssm.train import train
@@ -181,7 +196,8 @@ def _train_held(wishes: Wishes, run: solorun.Run, launch: Launch | None, *, shar
     ranks = launch if launch is not None and launch.world > 1 else None
     best = device_of(wishes.device) if ranks else available()[0] if wishes.device == "auto" else wishes.device
     solorun.require_accelerator(best, share=share, tell=warn, launcher=launch.launcher if launch else None)
-    train(wishes, cache_directory(), run, Report(run.log), ranks)
+    with memory_in_words():
+        train(wishes, cache_directory(), run, Report(run.log), ranks)
 
 
 def _say_what_next(directory: Path) -> None:
@@ -204,28 +220,26 @@ def _relative(path: Path) -> str:
 
 def _sample(arguments: argparse.Namespace) -> int:
     _require_libraries()
-    from kssm.use import open_model
-
     if arguments.tokens < 1:
         raise BadUsage("--tokens counts tokens, 1 or more", "write, for example, --tokens 200")
-    opened = open_model(
-        _named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout, arguments.scan
-    )
-    print(opened.text(arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed))
-    return 0
+    said = arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed
+    return _answer(_computed(arguments, lambda opened: [opened.text(*said)]))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     asked = flags.asked(arguments)
     _require_libraries()
+    return _answer(_computed(arguments, lambda opened: opened.evaluation(asked, as_json=arguments.json)))
+
+
+def _computed(arguments: argparse.Namespace, use: Callable[[Opened], list[str]]) -> list[str]:
+    """What somebody makes of the model that was named."""
+    from kssm.device import memory_in_words
     from kssm.use import open_model
 
-    opened = open_model(
-        _named(arguments), cache_directory(), arguments.device, arguments.precision, arguments.readout, arguments.scan
-    )
-    for line in opened.evaluation(asked, as_json=arguments.json):
-        print(line)
-    return 0
+    cache, how = cache_directory(), (arguments.device, arguments.precision, arguments.readout, arguments.scan)
+    with memory_in_words():
+        return use(open_model(_named(arguments), cache, *how))
 
 
 def _corpus(arguments: argparse.Namespace) -> int:
@@ -237,8 +251,19 @@ def _corpus(arguments: argparse.Namespace) -> int:
         arguments.data_dir, cache_directory(), arguments.vocabulary or "bpe",
         report=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
-    for line in corpus_lines(corpus, as_json=arguments.json):
-        print(line)
+    return _answer(corpus_lines(corpus, as_json=arguments.json))
+
+
+def _answer(lines: Sequence[str]) -> int:
+    """What was asked for, to the standard output; 0. Raises KssmError where that takes no more."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from kssm.atomicfile import reason, remedy
+
+        raise KssmError(f"cannot write the answer: {reason(error)}", remedy(error)) from None
     return 0
 
 

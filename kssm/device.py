@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kssm.config import Precision, Size
-from kssm.errors import BadUsage
+from kssm.errors import BadUsage, KssmError
 
 # No device shares an exception type with another: MPS and the CPU allocator raise a plain RuntimeError.
 _OUT_OF_MEMORY = (
@@ -110,3 +112,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Full memory as a KssmError, where nobody nearer knew a way round it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise KssmError(
+            "out of memory",
+            "use a smaller model or a shorter text at a time, or stop other programs that use this device",
+        ) from None

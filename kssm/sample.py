@@ -11,6 +11,9 @@ from torch import Tensor
 from kssm.errors import BadUsage, Stopped
 from kssm.language_model import Features, LanguageModel, State
 
+_COLDEST = 1e-30
+"""Below this temperature logits over it could be infinite, and the likeliest token is the only one anyway."""
+
 
 def sample(
     model: LanguageModel,
@@ -29,7 +32,7 @@ def sample(
         prompt_ids: one token id or more. A model that remembers reads each token once, at a cost that does not grow
             with the text; another reads the last `positions` tokens anew for each one it draws.
         count: how many tokens to draw.
-        temperature: divides the logits; 0 takes the likeliest token.
+        temperature: divides the logits; 0, and what is as good as that, takes the likeliest token.
         top_k: draw among the k likeliest; None draws among all.
         seed: of the draws, which are the same on every device for the same logits.
         should_stop: asked before each token.
@@ -67,7 +70,7 @@ def _read(model: LanguageModel, ids: list[int], noise: torch.Generator | None, s
 
 def _draw(logits_V: Tensor, temperature: float, top_k: int | None, draws: torch.Generator) -> int:
     logits_V = logits_V.float().cpu()
-    if temperature == 0:
+    if temperature < _COLDEST:
         return int(logits_V.argmax())
     if top_k is not None and top_k < len(logits_V):
         smallest_kept = logits_V.topk(top_k).values[-1]

@@ -48,7 +48,15 @@ class Opened:
     step: int
 
     def text(self, prompt: str, count: int, temperature: float, top_k: int, seed: int) -> str:
-        """A continuation of the prompt, the prompt included."""
+        """A continuation of the prompt, the prompt included.
+
+        Raises:
+            BadUsage: the prompt is no text, or the draw cannot be.
+        """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # bytes that a command line took in another encoding than its locale's
+            raise BadUsage("the prompt is not UTF-8", "convert it, or set the locale to one of UTF-8") from None
         return sample_text(self.model, self.corpus, prompt, count, temperature, top_k, seed=seed)
 
     def evaluation(self, asked: Asked, *, as_json: bool) -> list[str]:

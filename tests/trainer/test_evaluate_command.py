@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from kssm import use
 from kssm.batches import stream
 from kssm.cli import main
 from kssm.config import ModelName
@@ -146,3 +150,43 @@ def test_what_cannot_be_is_refused_in_one_line_with_a_next_step(
     assert first.startswith("kssm: ")
     assert reason in first
     assert second.startswith("  next: ")
+
+
+@pytest.mark.parametrize("verb", ["sample", "evaluate"])
+def test_full_memory_is_told_in_one_line_with_a_next_step(
+    verb: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_words: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(use, "open_model", full)
+    assert main([verb, str(trained / "v4")]) == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["kssm", "  next"]
+
+
+def test_a_prompt_that_is_not_utf_8_is_refused_in_one_line(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KSSM_CACHE", str(trained / "cache"))
+    assert main(["sample", str(trained / "v4"), "--device", "cpu", "--prompt", os.fsdecode(b"caf\xe9")]) == 2
+    torch.set_flush_denormal(False)
+    assert capsys.readouterr().err.startswith("kssm: the prompt is not UTF-8\n  next: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(("words", "code"), [(["corpus", "--vocabulary", "bytes"], 1), (["train", "v4"], 0)])
+def test_an_output_on_a_full_disk_leaves_the_exit_code_true(words: list[str], code: int, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be.\n" * 300)
+    quick = [] if code else ["--max-steps", "1", "--seq-length", "16", "--eval-batches", "1"]
+    places = ["--data-dir", str(text), *([] if code else ["--output-dir", str(tmp_path / "run"), "--device", "cpu"])]
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "kssm", *words, *quick, *places], stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**kept, "KSSM_CACHE": str(tmp_path / "cache"), "SOLORUN_STATE": str(tmp_path / "state")}, check=False,
+        )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+    assert "Error" not in ended.stderr
+    if code:
+        assert ended.stderr.splitlines()[-2].startswith("kssm: cannot write the answer: no space left")

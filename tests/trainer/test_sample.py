@@ -48,6 +48,12 @@ def test_temperature_zero_and_top_1_take_the_likeliest_token() -> None:
     assert sample(model, [4], 1, top_k=1) == [likeliest]
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 1e-30])
+def test_a_temperature_of_almost_nothing_takes_the_likeliest_token(temperature: float) -> None:
+    model = small_model()
+    assert sample(model, [4], 5, temperature=temperature) == sample(model, [4], 5, temperature=0)
+
+
 def test_top_k_keeps_draws_among_the_likeliest() -> None:
     model = small_model()
     best = set(model.logits(model(torch.tensor([[4]]), None).hidden_BSD)[0, -1].topk(3).indices.tolist())
