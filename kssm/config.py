@@ -250,6 +250,12 @@ def model_config(name: ModelName, size: Size, vocabulary: int, **changes: Any) -
     return ModelConfig(name=name, vocabulary=vocabulary, **shape)
 
 
+def of_size(config: ModelConfig, size: Size) -> ModelConfig:
+    """The same kind of model in the shape of a preset."""
+    shape: dict[str, Any] = {**_SHAPES[config.name][size]}
+    return replace(config, **shape)
+
+
 def preset_name(config: ModelConfig) -> str:
     """The size whose shape this is; "own" when it is none's."""
     for size, shape in _SHAPES[config.name].items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kssm.config import ModelConfig, Size, TrainConfig, as_facts, model_config, require_fit, train_config
+from kssm.config import ModelConfig, Size, TrainConfig, as_facts, model_config, of_size, require_fit, train_config
 from kssm.errors import BadUsage, CheckpointMismatch
 from kssm.snapshot import SnapshotFacts, differences
 from kssm.wishes import Wishes
@@ -54,8 +54,9 @@ def plan_continued(wishes: Wishes, facts: SnapshotFacts, fingerprint: str, path:
         BadUsage: a value that cannot work.
     """
     saved_model, saved_training = _configs(facts, path)
-    model = replace(saved_model, **wishes.shape)
-    if wishes.size is not None or wishes.model != saved_model.name:
+    if wishes.model == saved_model.name:
+        model = replace(of_size(saved_model, wishes.size) if wishes.size else saved_model, **wishes.shape)
+    else:
         model = model_config(wishes.model, wishes.size or "tiny", saved_model.vocabulary, **wishes.shape)
     training = replace(saved_training, **_same_rows(wishes.training, saved_training))
     # What a version that wrote the checkpoint did not know of yet is as it is by default.

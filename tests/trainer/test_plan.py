@@ -41,6 +41,12 @@ def test_more_steps_may_be_asked_of_a_continued_run() -> None:
     assert plan.training.max_steps == 99_999
 
 
+def test_the_size_that_is_typed_again_leaves_the_rest_of_the_shape_as_it_was() -> None:
+    shape = {"dropout": 0.2, "coupled": False, "attention_every": 2}
+    begun = plan_fresh(Wishes("v4", "small", shape=shape), "small", 300)
+    assert plan_continued(Wishes("v4", "small"), facts_of(begun), "f", PATH) == begun
+
+
 def test_a_smaller_micro_batch_keeps_the_effective_batch() -> None:
     plan = plan_continued(Wishes("v3", training={"batch_size": 2}), facts_of(SMALL), "f", PATH)
     assert (plan.training.batch_size, plan.training.rows) == (2, SMALL.training.rows)
