@@ -102,6 +102,15 @@ def _stretches(tokens: int, rows: int, length: int) -> tuple[int, int, int]:
     return steps, min(stretch - steps * length, length - 1), stretch
 
 
+def require_enough(train: int, validation: int, training: TrainConfig) -> None:
+    """Raise CorpusError where a part of a text, of so many tokens, is too short to be trained or evaluated on so."""
+    if training.carry_state:
+        _stretches(train, training.rows, training.seq_length)
+    else:
+        _windows(train, training.seq_length)
+    _windows(validation, training.seq_length)
+
+
 def validation_batches(tokens: Tokens, *, count: int, rows: int, length: int) -> list[Batch]:
     """The same windows at every evaluation, evenly spread over the text.
 

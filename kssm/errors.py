@@ -52,7 +52,7 @@ class LostRank(KssmError):
 
 
 class StepFailed(KssmError):
-    """A step that this process could not make though the ones before it could be; the weights are as before it."""
+    """A step, evaluation or sample that this process could not make; the weights are as the step before left them."""
 
 
 class NotFinite(KssmError):

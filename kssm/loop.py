@@ -125,8 +125,8 @@ class Loop:
 
         Raises:
             CheckpointError: the state at the end cannot be saved, the disk stays full, or no file may be as large.
-            KssmError: loss or gradient are not finite, or memory is full.
-            LostRank, StepFailed: the ranks cannot go on; the last whole step is saved.
+            KssmError: loss or gradient are not finite.
+            LostRank, StepFailed: memory is full, or the ranks cannot go on; the last whole step is saved.
         """
         with self.saves:
             self.saves.require_size()
@@ -181,6 +181,7 @@ class Loop:
             found = self._evaluate()
             if self.state.step:
                 self.guard.metrics(metrics_row(self.state.step, None, found))
+            self.show_sample()
 
     def _advance(self) -> None:
         result = self.stepper.step(self.state.step)
@@ -201,7 +202,8 @@ class Loop:
         try:
             if evaluation_due:
                 found = self._evaluate(result.order_parameter_layers)
-        finally:
+                self.show_sample()
+        finally:  # also where a stop cuts the sample short: who resumes does not evaluate again
             if evaluation_due or self._due(self.config.log_interval):
                 self.guard.metrics(metrics_row(step, result, found))
 
@@ -209,7 +211,7 @@ class Loop:
         return self.state.step % interval == 0 or self.state.step == self.config.max_steps
 
     def _evaluate(self, layers: tuple[float, ...] = ()) -> Evaluation:
-        """Evaluate, keep the best, show a sample.
+        """Evaluate, keep the best.
 
         Raises:
             Stopped: a stop was asked for meanwhile.
@@ -229,8 +231,6 @@ class Loop:
                 self._save_best(found.ce)
             else:
                 self._best_is(found.ce)
-        self.show_sample()
-        self.report.resume_clock()
         return found
 
     def _evaluate_within_memory(self) -> Evaluation:
@@ -238,11 +238,19 @@ class Loop:
             try:
                 return evaluate(self.model, self._validation(), self.compute, self.config, self._asked_to_stop)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self._held_out_rows == 1:
+                if not is_out_of_memory(error):
                     raise
+                if self._held_out_rows == 1:
+                    raise self._no_memory("evaluation") from None
             clear_caches(self.compute.device)
             self._held_out_rows = max(1, min(self._held_out_rows, self.stepper.micro_batch) // 2)
             self.report.say(f"evaluation: out of memory; going on with {self._held_out_rows} sequences at a time")
+
+    def _no_memory(self, what: str) -> StepFailed:
+        return StepFailed(
+            f"{what} at step {self.state.step}: out of memory with one sequence at a time",
+            "choose a smaller --size or --seq-length, or stop other programs that use this device",
+        )
 
     def _validation(self) -> Iterator[Batch]:
         """The same windows at every evaluation, as many at a time as memory has proven to take."""
@@ -264,10 +272,16 @@ class Loop:
             Stopped: a stop was asked for meanwhile.
         """
         with self.guard.phase("sampling"):
-            text = sample_text(self.model, self.origin.corpus, PROMPT, SAMPLE_TOKENS, 0.8, 40, self._asked_to_stop)
+            try:
+                text = sample_text(self.model, self.origin.corpus, PROMPT, SAMPLE_TOKENS, 0.8, 40, self._asked_to_stop)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise self._no_memory("sample") from None
         self.report.say(f"sample at step {self.state.step}:")
         for line in sample_lines(text):
             self.report.say(line)
+        self.report.resume_clock()
 
     def _save(self) -> None:
         """Begin to save the state of now."""

@@ -287,7 +287,7 @@ class Stepper:
     def _halve_micro_batch(self, step: int, rows: int) -> None:
         size = min(self.micro_batch, rows)
         if size == 1:
-            raise KssmError(
+            raise StepFailed(
                 f"step {step}: out of memory with one sequence of {self._config.seq_length} tokens at a time",
                 "choose a smaller --size or --seq-length, or stop other programs that use this device",
             )
@@ -303,7 +303,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         raise NotFinite(
             f"step {step}: loss {loss}, gradient norm {grad_norm}; the weights are as they were before this step",
-            "continue from the last checkpoint with a lower --lr",
+            "start anew with a lower --lr: --fresh, or another --output-dir",
         )
 
 

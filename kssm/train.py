@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from kssm import checkpoint, following, kernels, leading
-from kssm.batches import Batch, batch_digest, carried_begins, in_order
+from kssm.batches import Batch, batch_digest, carried_begins, in_order, require_enough
 from kssm.carried import Carried
 from kssm.checkpoint import Loaded
 from kssm.config import ModelConfig, TrainConfig, preset_name
@@ -28,6 +28,7 @@ from kssm.report import Report
 from kssm.saves import Saves
 from kssm.snapshot import TrainState, built, restore_optimizer
 from kssm.step import Stepper, allocate_state
+from kssm.vocabulary import located
 from kssm.wishes import Wishes
 
 EMBEDDED = ""
@@ -91,6 +92,7 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, lau
     corpus, source, vocabulary = _prepare_corpus(wishes, found, cache_dir, guard, report)
     plan = _plan(wishes, found, corpus, compute)
     leading.require_whole_shares(plan.training, compute)
+    require_enough(len(corpus.train), len(corpus.validation), plan.training)
     _introduce(plan, corpus, compute, launch, report)
     for line in kernels.choose(plan.model, compute, wishes.readout, wishes.scan):
         report.say(line)
@@ -100,7 +102,8 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, lau
     _require_running(guard)
     origin = Origin(corpus, source, vocabulary, lineage)
     group: Ranks | None = None
-    if launch is not None and not _is_complete(plan, found):
+    whole = _is_complete(plan, found)
+    if launch is not None and not whole:
         micro_batch, step = _micro_batch(plan.training, compute, found), _state(found).step
         word = Brief(
             plan, source, vocabulary, corpus.fingerprint, step, micro_batch, compute, wishes.readout, wishes.scan,
@@ -110,11 +113,13 @@ def _train(wishes: Wishes, cache_dir: Path, guard: RunGuard, report: Report, lau
             group = leading.form(launch, word, guard)
     loop = _assemble(plan, compute, origin, found, guard, report, group, wishes.disk_wait_s)
     guard.describe(fingerprint=corpus.fingerprint[:12], parent_run_id=lineage[-2] if len(lineage) > 1 else None)
-    if _is_complete(plan, found):
+    began = "resumed" if found else "begun"
+    found = None  # its tensors are as large as model and optimizer, where they live on
+    if whole:
         report.say(f"this run is complete: {loop.state.step} of {plan.training.max_steps} steps are done")
         with loop.saves:  # which takes a killed run's reserve away
             return Result(True, loop.state, guard.directory)
-    guard.event("resumed" if found else "begun", step=loop.state.step)
+    guard.event(began, step=loop.state.step)
     guard.enter_phase("training")
     complete = loop.run()
     if group is not None:
@@ -191,7 +196,7 @@ def _prepare_corpus(
     """The corpus, and how it was named: as said, else as the checkpoint says, else the embedded text."""
     facts = found.snapshot.facts if found else None
     source = str(wishes.text.absolute()) if wishes.text else facts.corpus_source if facts else EMBEDDED
-    vocabulary = wishes.vocabulary or (facts.vocabulary if facts else DEFAULT_VOCABULARY)
+    vocabulary = located(wishes.vocabulary or (facts.vocabulary if facts else DEFAULT_VOCABULARY))
     with guard.phase("tokenizing"):
         corpus = prepare(
             source or None, cache_dir, vocabulary, should_stop=_asker(guard), progress=_Shown(report).show,
@@ -291,7 +296,7 @@ def _assemble(
         if stepper.carried is not None:
             stepper.carried.restore(found.snapshot.tensors, compute.device, state.step)
             stepper.carried.require_fit(model, training.rows)
-        _say_what_changed(found, plan, compute, report)
+        _say_what_changed(found, plan, compute, stepper.micro_batch, report)
         _receipt(found, batch(state.step), report)
     else:
         count = sum(parameter.numel() for parameter in model.parameters())
@@ -309,12 +314,12 @@ def _carried(training: TrainConfig, tokens: int) -> Carried | None:
     return Carried(lambda step: carried_begins(tokens, step=step, rows=training.rows, length=training.seq_length))
 
 
-def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, report: Report) -> None:
+def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, micro_batch: int, report: Report) -> None:
     """What keeps the continued run from the very numbers of an unbroken one."""
     facts = found.snapshot.facts
-    learning = "max_steps (and with it the learning rates)"
-    now = {**surroundings(plan.model, compute), learning: plan.training.max_steps}
-    saved = {"ranks": "1", **facts.libraries, learning: facts.training.get("max_steps")}
+    learning, at_a_time = "max_steps (and with it the learning rates)", "sequences at a time"
+    now = {**surroundings(plan.model, compute), learning: plan.training.max_steps, at_a_time: micro_batch}
+    saved = {"ranks": "1", **facts.libraries, learning: facts.training.get("max_steps"), at_a_time: facts.micro_batch}
     changed = [f"{name} {saved[name]} -> {now[name]}" for name in now if name in saved and saved[name] != now[name]]
     if changed:
         report.say(f"not bit for bit what an unbroken run would be: {', '.join(changed)}")

@@ -250,6 +250,11 @@ def choose(spec: str) -> Vocabulary | LearnPairs:
     raise BadUsage(f"{spec!r} names no tokenizer", _CHOICES)
 
 
+def located(spec: str) -> str:
+    """The word for a tokenizer as it means the same from everywhere: the path of a file absolute."""
+    return str(Path(spec).absolute()) if spec.endswith(".json") and not spec.startswith("tiktoken:") else spec
+
+
 def load(document: str, place: str) -> Vocabulary:
     """The tokenizer that a JSON document describes.
 

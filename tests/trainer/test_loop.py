@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import pytest
 import torch
 
 from kssm import loop as loop_room
+from kssm import step as step_room
 from kssm import tensorfile
 from kssm.atomicfile import PrivateFile
 from kssm.checkpoint import load, newest_valid
 from kssm.config import ModelName
-from kssm.errors import BadUsage, CheckpointError, CorpusError
+from kssm.errors import BadUsage, CheckpointError, CorpusError, StepFailed
 from kssm.report import Report
 from kssm.saves import Saves
 from kssm.train import Result, train
+from kssm.vocabulary import LearnPairs
 from kssm.wishes import Wishes
 from tests.trainer.scenes import write_scenes
 
@@ -175,6 +178,30 @@ def test_fresh_archives_nothing_when_the_new_run_is_refused(text: Path, tmp_path
     assert guard.archived == []
 
 
+@pytest.mark.parametrize("said", [{"seq_length": 900}, {"carry_state": True, "batch_size": 1000}])
+def test_fresh_archives_nothing_when_the_text_is_too_short(said: dict[str, Any], text: Path, tmp_path: Path) -> None:
+    guard, short = StandIn(tmp_path), tmp_path / "short.txt"
+    run(guard, text, tmp_path / "cache", "v4")
+    short.write_text("To be, or not to be.\n" * 300)
+    wishes = Wishes("v4", "tiny", {**QUICK, **said}, text=short, vocabulary="bytes", device="cpu", fresh=True)
+    with pytest.raises(CorpusError, match="a part of the text has"):
+        train(wishes, tmp_path / "cache", guard, Report(lambda _line: None, terminal=False))
+    assert guard.archived == []
+
+
+def test_a_tokenizer_file_is_found_again_from_another_directory(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = LearnPairs(300).learn([(text / "0-0.txt").read_text()], 1)
+    (tmp_path / "own.json").write_text(learned.document)
+    monkeypatch.chdir(tmp_path)
+    wishes = Wishes("v3", "tiny", QUICK, text=text, vocabulary="own.json", device="cpu")
+    train(wishes, tmp_path / "cache", StandIn(tmp_path), Report(lambda _line: None, terminal=False))
+    monkeypatch.chdir(text)
+    on = Wishes("v3", training={"max_steps": 7}, device="cpu")
+    assert train(on, tmp_path / "cache", StandIn(tmp_path), Report(lambda _line: None, terminal=False)).complete
+
+
 def test_fewer_steps_than_were_made_are_refused(text: Path, tmp_path: Path) -> None:
     run(StandIn(tmp_path), text, tmp_path / "cache")
     with pytest.raises(BadUsage, match="beyond --max-steps 4"):
@@ -196,6 +223,65 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_sequences(
     result, lines = run(StandIn(tmp_path), text, tmp_path / "cache")
     assert result.complete
     assert "evaluation: out of memory; going on with 1 sequences at a time" in lines
+
+
+@pytest.mark.parametrize("where", ["step", "evaluate", "sample_text"])
+def test_memory_that_does_not_take_one_sequence_ends_a_run_with_its_last_step_saved(
+    where: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, room, name = StandIn(tmp_path), loop_room, where
+    if where == "step":
+        room, name = step_room, "objective"
+    real = getattr(room, name)
+
+    def full_after_step_three(*words: Any, **names: Any) -> Any:
+        if guard.steps[-1:] == [3]:
+            raise torch.OutOfMemoryError("injected: no room for one sequence")
+        return real(*words, **names)
+
+    monkeypatch.setattr(room, name, full_after_step_three)
+    with pytest.raises(StepFailed, match="out of memory with one sequence") as ended:
+        run(guard, text, tmp_path / "cache", save_interval=100)
+    assert "other programs" in ended.value.next_step
+    assert load(tmp_path / "checkpoint_3.safetensors").snapshot.facts.state.step == 3
+    monkeypatch.setattr(room, name, real)
+    assert run(StandIn(tmp_path, "run-2"), text, tmp_path / "cache")[0].complete
+
+
+def test_an_evaluation_stands_in_the_metrics_also_when_a_stop_cuts_its_sample_short(text: Path, tmp_path: Path) -> None:
+    guard, second = StandIn(tmp_path), StandIn(tmp_path, "run-2")
+    guard.stop_when = ("sampling", 3)
+    assert not run(guard, text, tmp_path / "cache")[0].complete
+    assert run(second, text, tmp_path / "cache")[0].complete
+    assert [row["step"] for row in (*guard.rows, *second.rows) if "val_ce" in row] == [3, 6]
+
+
+def test_a_run_that_goes_on_with_another_micro_batch_says_that_the_bits_differ(text: Path, tmp_path: Path) -> None:
+    run(StandIn(tmp_path), text, tmp_path / "cache", max_steps=4)
+    _, lines = run(StandIn(tmp_path, "run-2"), text, tmp_path / "cache", max_steps=4, batch_size=1)
+    assert [line for line in lines if line.startswith("not bit for bit")] == [
+        "not bit for bit what an unbroken run would be: sequences at a time 2 -> 1"
+    ]
+
+
+def test_a_run_that_goes_on_lets_go_of_the_checkpoint_that_it_came_from(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(StandIn(tmp_path), text, tmp_path / "cache", max_steps=4)
+    real, kept, second = newest_valid, list[Any](), StandIn(tmp_path, "run-2")
+
+    def found(*words: Any) -> Any:
+        loaded = real(*words)
+        assert loaded is not None
+        kept.extend(map(weakref.ref, loaded.snapshot.tensors.values()))
+        return loaded
+
+    monkeypatch.setattr(loop_room.checkpoint, "newest_valid", found)
+    monkeypatch.setattr(second, "progress", lambda *_: alive.append(sum(ref() is not None for ref in kept)))
+    alive = list[int]()
+    run(second, text, tmp_path / "cache", max_steps=6)
+    assert kept
+    assert alive == [0, 0]
 
 
 def test_a_disk_that_refuses_the_last_save_is_an_error(

@@ -273,7 +273,8 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(poison: float) -> No
     model.norm.bias.data[0] = poison
     before = weights(model)
     training = stepper(model)
-    with pytest.raises(KssmError, match=r"step 5: loss nan, gradient norm nan; the weights are as they were"):
+    with pytest.raises(KssmError, match=r"step 5: loss nan, gradient norm nan; the weights are as they were") as told:
         training.step(5)
+    assert "--fresh" in told.value.next_step  # the rate of a run that goes on is the one that it began with
     assert all(torch.equal(before[name].nan_to_num(), value.nan_to_num()) for name, value in model.state_dict().items())
     assert not training.optimizer.state
