@@ -34,6 +34,9 @@ KEEPER_THREAD = "solorun-keeper"
 
 system: ModuleType = _system
 
+_LOOKS = 16
+"""How often the table is listed until nobody new is in it: on a machine that compiles there is always somebody."""
+
 
 _place: list[Here] = []
 _users: dict[int, str] = {}
@@ -134,14 +137,24 @@ def carriers(run_id: str) -> list[ProcessId]:
     Raises:
         OSError: they cannot be looked for (too many open files, no memory). That proves nobody dead.
     """
-    own = os.getpid()
-    found = [(pid, _system.probe(pid)) for pid in _system.pids() if pid != own and carries(pid, run_id)]
-    # One whose start time cannot be told for the moment lives all the same.
-    return [ProcessId(here(), pid, seen.started or 0) for pid, seen in found if isinstance(seen, Alive)]
+    looked, found = {os.getpid()}, list[ProcessId]()
+    for _ in range(_LOOKS):  # a daemon may be forked while one lasts, by a parent that ends before it is looked at
+        new = [pid for pid in _system.pids() if pid not in looked]
+        looked.update(new)
+        seen = [(pid, _system.probe(pid)) for pid in new if carries(pid, run_id)]
+        # One whose start time cannot be told for the moment lives all the same.
+        found += [ProcessId(here(), pid, one.started or 0) for pid, one in seen if isinstance(one, Alive)]
+        if not new:
+            break
+    return found
 
 
 def parents() -> dict[int, int]:
-    """The parent's PID of every process: one look at the process table."""
+    """The parent's PID of every process: one look at the process table.
+
+    Raises:
+        OSError: it cannot be read for the moment.
+    """
     found: dict[int, int] = _system.parents()
     return found
 

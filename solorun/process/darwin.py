@@ -153,8 +153,12 @@ def group(pid: int) -> int:
 
 
 def parents(psutil: Any = None) -> dict[int, int]:
-    """The parent's PID of every process that can be seen."""
-    return {pid: parent(pid, psutil) for pid in pids(psutil)}
+    """The parent's PID of every process that can be seen.
+
+    Raises:
+        OSError: they cannot be told for the moment, which makes nobody an orphan.
+    """
+    return {pid: _look(pid, "ppid", 0, psutil) or 0 for pid in pids(psutil)}
 
 
 def activity(pid: int, unseen: str, psutil: Any = None) -> Activity | None:  # noqa: ARG001 - one signature per platform

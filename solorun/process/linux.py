@@ -94,13 +94,22 @@ def _stat(pid: int) -> list[bytes] | None:
         return None
     finally:
         os.close(fd)
+    return _fields(data)
+
+
+def _fields(stat: bytes) -> list[bytes] | None:
     # The program's name may contain spaces and parentheses; the last parenthesis ends it.
-    return data[data.rfind(b")") + 2 :].split() or None
+    return stat[stat.rfind(b")") + 2 :].split() or None
 
 
 def parents() -> dict[int, int]:
-    """The parent's PID of every process that can be seen."""
-    return {pid: parent(pid) for pid in pids()}
+    """The parent's PID of every process that can be seen.
+
+    Raises:
+        OSError: they cannot be told for the moment, which makes nobody an orphan.
+    """
+    found = ((pid, _fields(_read(f"/proc/{pid}/stat"))) for pid in pids())
+    return {pid: int(fields[1]) if fields else 0 for pid, fields in found}
 
 
 def activity(pid: int, unseen: str) -> Activity | None:
@@ -243,6 +252,9 @@ def files_open_below(pid: int, directory: str) -> list[OpenFile]:
     Args:
         pid: which process.
         directory: absolute, links resolved.
+
+    Raises:
+        OSError: they cannot be told for the moment.
     """
     from solorun.process.openfiles import OpenFile
 
@@ -265,7 +277,7 @@ def _descriptors(pid: int) -> list[str]:
 
 
 def _opened_to_write(pid: int, fd: str) -> bool:
-    for line in _read_bytes(f"/proc/{pid}/fdinfo/{fd}").splitlines():
+    for line in _read(f"/proc/{pid}/fdinfo/{fd}").splitlines():
         if line.startswith(b"flags:"):
             return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
     return False
@@ -316,6 +328,9 @@ def flock_taker(pid: int, device: int, inode: int) -> int | None:
     """The PID that took the flock which this process has on a file, perhaps its parent's; None where it has none.
 
     In a PID namespace the kernel tells 0 of one that is gone: that is a lock all the same.
+
+    Raises:
+        OSError: it cannot be told for the moment.
     """
     for name in _descriptors(pid):
         try:
@@ -329,7 +344,7 @@ def flock_taker(pid: int, device: int, inode: int) -> int | None:
 
 def _flock(pid: int, name: str) -> list[bytes] | None:
     """The words of the flock that a descriptor carries: `lock: 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE ...`."""
-    for line in _read_bytes(f"/proc/{pid}/fdinfo/{name}").splitlines():
+    for line in _read(f"/proc/{pid}/fdinfo/{name}").splitlines():
         words = line.split()
         if words[:1] == [b"lock:"] and words[2] == b"FLOCK":
             return words

@@ -74,6 +74,27 @@ def test_no_run_starts_beside_a_live_worker_when_the_table_cannot_be_read(
     assert enter(results) == Survivors(RUN, (worker,))  # and the lock was let go
 
 
+def test_no_run_starts_beside_a_daemon_that_was_forked_while_the_table_was_read(
+    worker: process.ProcessId, spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = process.system.environment_value
+    daemons = []
+
+    def fork_and_end(pid: int, name: str) -> str:
+        if pid == worker.pid and not daemons:
+            child = spawn.python("import time; time.sleep(600)", env={RUN_ID_VARIABLE: RUN})
+            wait_until(lambda: look(child.pid, name) == RUN)
+            daemons.append(child.pid)
+            process.send(worker, signal.SIGKILL)
+            spawn.children[0].popen.wait(10)
+        return str(look(pid, name))
+
+    monkeypatch.setattr(process.system, "environment_value", fork_and_end)
+    found = enter(results)
+    assert isinstance(found, Survivors)
+    assert [one.pid for one in found.processes] == daemons
+
+
 @linux
 def test_a_worker_whose_birth_cannot_be_told_is_in_the_way_too(
     worker: process.ProcessId, results: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,6 +176,36 @@ def test_a_run_ends_whole_where_its_record_cannot_be_read(results: Path, monkeyp
     with solorun.hold(results, settle_s=0):
         refuse(monkeypatch, "open", OWNER, errno.EMFILE)
     assert not {LABEL, OWNER} & set(os.listdir(results))
+
+
+@linux
+@pytest.mark.parametrize("number", [errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_who_cannot_be_looked_at_is_no_orphan_no_reader_and_without_no_lock(
+    spawn: Spawner, results: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    code = """
+import fcntl, sys, time
+log = open(sys.argv[1], "w")
+fcntl.flock(log, fcntl.LOCK_EX)
+print("up", flush=True)
+time.sleep(600)
+"""
+    child = spawn.python(code, results / "log")
+    child.wait_for("up")
+    facts = os.stat(results / "log")
+    looks = [
+        lambda: process.parents()[child.pid] == os.getpid(),
+        lambda: [file.writes for file in process.files_open_below(child.pid, str(results))] == [True],
+        lambda: [one.pid for one, _ in process.flock_sharers(facts.st_dev, facts.st_ino)] == [child.pid],
+    ]
+    assert all(look() for look in looks)
+    opened = Path(f"/proc/{child.pid}/fd")
+    fd = next(one.name for one in opened.iterdir() if one.readlink() == results / "log")
+    for path in (f"/proc/{child.pid}/stat", f"/proc/{child.pid}/fdinfo/{fd}"):
+        refuse(monkeypatch, "open", path, number)
+    for look in looks:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            look()
 
 
 def blind() -> list[int]:
