@@ -200,6 +200,11 @@ class TrainConfig:
         """Sequences per optimizer step, the effective batch."""
         return self.batch_size * self.gradient_accumulation
 
+    @property
+    def held_out_rows(self) -> int:
+        """Sequences per evaluation."""
+        return self.batch_size * self.eval_batches
+
 
 _SHAPES: dict[ModelName, dict[Size, dict[str, int]]] = {
     "v2": {

@@ -86,10 +86,12 @@ def require_vocabulary(path: Path, model: ModelConfig, vocabulary: int) -> None:
 
 
 def _same_rows(said: Mapping[str, Any], saved: TrainConfig) -> dict[str, Any]:
-    """A new micro-batch alone keeps the effective batch, where it divides it."""
+    """A new micro-batch alone keeps the effective batch, and what evaluations read, where it divides them."""
     wanted = dict(said)
-    if "batch_size" in said and "gradient_accumulation" not in said and saved.rows % said["batch_size"] == 0:
-        wanted["gradient_accumulation"] = saved.rows // said["batch_size"]
+    if "batch_size" in said:
+        for name, rows in (("gradient_accumulation", saved.rows), ("eval_batches", saved.held_out_rows)):
+            if name not in said and rows % said["batch_size"] == 0:
+                wanted[name] = rows // said["batch_size"]
     return wanted
 
 

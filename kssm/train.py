@@ -323,6 +323,12 @@ def _say_what_changed(found: Loaded, plan: Plan, compute: Compute, micro_batch: 
     changed = [f"{name} {saved[name]} -> {now[name]}" for name in now if name in saved and saved[name] != now[name]]
     if changed:
         report.say(f"not bit for bit what an unbroken run would be: {', '.join(changed)}")
+    before, after = TrainConfig(**facts.training).held_out_rows, plan.training.held_out_rows
+    if before != after:
+        report.say(
+            f"an evaluation reads {after} held-out sequences instead of {before}: its loss does not compare with those "
+            "before, the best model's among them"
+        )
 
 
 def _receipt(found: Loaded, next_batch: Batch, report: Report) -> None:

@@ -264,6 +264,14 @@ def test_a_run_that_goes_on_with_another_micro_batch_says_that_the_bits_differ(t
     ]
 
 
+def test_a_run_that_goes_on_with_other_evaluations_says_that_they_do_not_compare(text: Path, tmp_path: Path) -> None:
+    run(StandIn(tmp_path), text, tmp_path / "cache", max_steps=4)
+    _, lines = run(StandIn(tmp_path, "run-2"), text, tmp_path / "cache", max_steps=4, eval_batches=3)
+    assert [line.split(":")[0] for line in lines if line.startswith("an evaluation reads")] == [
+        "an evaluation reads 6 held-out sequences instead of 2"
+    ]
+
+
 def test_a_run_that_goes_on_lets_go_of_the_checkpoint_that_it_came_from(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

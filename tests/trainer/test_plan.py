@@ -52,6 +52,15 @@ def test_a_smaller_micro_batch_keeps_the_effective_batch() -> None:
     assert (plan.training.batch_size, plan.training.rows) == (2, SMALL.training.rows)
 
 
+@pytest.mark.parametrize(("said", "read"), [({"batch_size": 2}, 160), ({"batch_size": 2, "eval_batches": 3}, 6)])
+def test_a_smaller_micro_batch_leaves_the_held_out_text_of_evaluations_as_it_was(
+    said: dict[str, int], read: int
+) -> None:
+    assert SMALL.training.batch_size * SMALL.training.eval_batches == 160
+    training = plan_continued(Wishes("v3", training=said), facts_of(SMALL), "f", PATH).training
+    assert training.batch_size * training.eval_batches == read
+
+
 @pytest.mark.parametrize(
     ("wishes", "fingerprint", "field"),
     [
