@@ -106,7 +106,8 @@ def enter_pane(place: Path, environment: Mapping[str, str]) -> tuple[dict[str, s
     """
     try:
         given: dict[str, Any] = json.loads((place / _ENVIRONMENT).read_text())
-        reports = os.open(place / _REPORTS, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        reports = os.open(place / _REPORTS, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for a reader
+        os.set_blocking(reports, True)  # last lines may be longer than a pipe holds: cut short, they are no report
     except (OSError, ValueError):
         raise BadUsage("--pane is for the inside of tmux", "use --tmux") from None
     own = {name: environment[name] for name in _OF_THE_PANE if name in environment}

@@ -142,6 +142,14 @@ def test_a_refused_start_is_told_here_and_leaves_no_session(tmux: Server, result
 
 
 @needs_tmux
+def test_a_crash_at_once_is_told_however_long_its_last_lines_are(tmux: Server, results: Path) -> None:
+    attentive = tmux.spawn.program("solorun", ATTENTIVE)
+    endless = tmux.spawn.program("endless.py", "import sys; print(200_000 * 'x'); sys.exit(9)")
+    command = ("start", results, "--tmux", "--", sys.executable, endless)
+    assert tmux.spawn(sys.executable, str(attentive), *map(str, command), env=tmux.env).wait() == 9
+
+
+@needs_tmux
 @pytest.mark.parametrize("how", ["hangup", "kill"])
 def test_when_the_server_dies_the_run_ends_gracefully_and_no_lock_is_left(
     tmux: Server, results: Path, how: str
