@@ -250,8 +250,7 @@ class _Recovery:
         """Run ids, and PIDs of runs without one, that were asked within the usual grace."""
         with self._descriptor() as fd:
             events = [event for event in read_events(fd) if event["event"] == "stop requested"]
-        since = self.began - _SAME_REQUEST_S
-        late = [event for event in events if happened(event) > since]
+        late = [event for event in events if abs(self.began - happened(event)) < _SAME_REQUEST_S]
         return {str(event.get("run_id") or event.get("pid") or "?") for event in late}
 
     def _write_down(self, one: Claimant, whom: ProcessId, number: int) -> None:

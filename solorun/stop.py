@@ -317,10 +317,9 @@ class _Stop:
             record = read_record(entered.fd)
             if record is not None and record.run_id == self.target.run_id and record.state == "running":
                 killed = self.sent == signal.SIGKILL
-                why = f"{process.signal_name(self.sent)} from `solorun stop`"
-                end = End(
-                    "killed" if killed else "interrupted", 128 + self.sent if killed else None, int(self.sent), why
-                )
+                number = int(self.target.request if self.sent == signal.SIGINT else self.sent)
+                why = f"{process.signal_name(number)} from `solorun stop`"
+                end = End("killed" if killed else "interrupted", 128 + number if killed else None, number, why)
                 write_end(entered.fd, self.directory.absolute(), record, end, time.time())
         finally:
             entered.release()

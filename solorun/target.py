@@ -152,7 +152,7 @@ def was_asked(directory: int, run_id: str) -> bool:
     for event in read_events(directory):
         if run_id and event.get("run_id") == run_id:
             if event["event"] == "stop requested":
-                asked = time.time() - happened(event) < _ASKED_LATELY_S
+                asked = abs(time.time() - happened(event)) < _ASKED_LATELY_S  # a clock may have been set back
             elif event["event"] in ("survivors", "adopted"):
                 asked = False
     return asked

@@ -326,8 +326,8 @@ while not os.path.exists(sys.argv[1]):
     assert (results / "training.log").read_text().count("heard") == 1
 
 
-@pytest.mark.parametrize("moment", ["soon", [1], None, {"a": 1}])
-def test_a_line_of_the_journal_with_no_time_keeps_no_run_from_being_stopped(
+@pytest.mark.parametrize("moment", ["soon", [1], None, {"a": 1}, 9e9])
+def test_a_line_of_the_journal_with_no_time_or_one_to_come_keeps_no_run_from_being_stopped(
     spawn: Spawner, results: Path, moment: object
 ) -> None:
     child = supervised(spawn, results, sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)")

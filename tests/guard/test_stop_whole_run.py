@@ -293,6 +293,24 @@ def test_a_suspended_supervisor_and_worker_are_woken_and_the_end_is_written_down
     assert (run_record(results)["state"], label_of(results)) == ("interrupted", 0)
 
 
+def test_a_trainer_that_ends_without_a_word_is_told_with_the_signal_that_it_was_asked_by(
+    spawn: Spawner, results: Path
+) -> None:
+    code = """
+        import os, signal, sys, time, solorun
+        with solorun.hold(sys.argv[1], settle_s=0):
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+            print("ready", flush=True)
+            time.sleep(600)
+    """
+    child = spawn(sys.executable, spawn.program("mute.py", code), results)
+    child.wait_for("ready")
+    reaped(child)
+    assert isinstance(stop.stop(results, PATIENT), Stopped)
+    record = run_record(results)
+    assert (record["state"], record["signal"], record["why"]) == ("interrupted", 15, "SIGTERM from `solorun stop`")
+
+
 def test_where_the_supervisor_was_killed_the_stop_writes_the_end_down(spawn: Spawner, results: Path) -> None:
     code = "import time; print('ready', flush=True); time.sleep(600)"
     child = spawn.solorun("start", results, "--", sys.executable, "-c", code)
