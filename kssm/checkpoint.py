@@ -109,6 +109,12 @@ def read_facts(path: Path) -> SnapshotFacts:
     return _parsed(tensorfile.read_facts(path), path)
 
 
+def clear(directory: Path, report: Report) -> None:
+    """Delete what dead writers left under private names, told in a line each."""
+    for path in clear_dead(directory, _PRIVATE):
+        report(f"cleared {path.name}, left by a save that was killed")
+
+
 def newest_valid(directory: Path, report: Report) -> Loaded | None:
     """The newest checkpoint that is whole; what dead writers left under private names is cleared.
 
@@ -122,8 +128,7 @@ def newest_valid(directory: Path, report: Report) -> Loaded | None:
     Raises:
         CheckpointError: one cannot be read although it may be sound; an older one would silently lose its steps.
     """
-    for path in clear_dead(directory, _PRIVATE):
-        report(f"cleared {path.name}, left by a save that was killed")
+    clear(directory, report)
     for name in _listed(directory, _OTHERS):
         if not _OURS.fullmatch(name):
             report(f"passed over {name}: another program's checkpoint")

@@ -60,10 +60,14 @@ def training_parser(model: ModelName) -> argparse.ArgumentParser:
     return found
 
 
-def _path(text: str) -> Path:
+def _name(text: str) -> str:
     if not text:  # `--output-dir "$RUN"` without RUN would train into the working directory
         raise argparse.ArgumentTypeError("an empty name was typed: is a shell variable empty?")
-    return Path(text)
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
 
 
 def _add_training(parser: argparse.ArgumentParser, model: ModelName) -> None:
@@ -109,7 +113,9 @@ def _add_v4(parser: argparse.ArgumentParser) -> None:
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=_path, help=".txt or .jsonl file, or a folder of them (default: the plays)")
-    parser.add_argument("--vocabulary", help="bpe, bpe:SIZE, bytes, tiktoken:NAME or a tokenizer's .json (default bpe)")
+    parser.add_argument(
+        "--vocabulary", type=_name, help="bpe, bpe:SIZE, bytes, tiktoken:NAME or a tokenizer's .json (default bpe)"
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

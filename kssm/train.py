@@ -176,6 +176,7 @@ def _archive(wishes: Wishes, guard: RunGuard, report: Report) -> None:
     """--fresh: move the earlier run aside, once everything that may be refused has been looked at."""
     if not wishes.fresh:
         return
+    checkpoint.clear(guard.directory, report.say)
     archived = guard.archive(("checkpoint_*", "best_model.*", "metrics.jsonl"))
     if archived is not None:
         report.say(f"--fresh: what was here is now in {archived}")

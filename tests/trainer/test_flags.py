@@ -80,3 +80,11 @@ def test_sequences_beyond_the_models_places_are_refused_before_the_lock(refused:
 @pytest.mark.parametrize("size", ["0", "256", "1000001", "9" * 30, "9" * 5000])
 def test_a_vocabulary_that_cannot_be_learned_is_refused_before_the_lock(refused: Refused, size: str) -> None:
     assert "byte-pair vocabulary" in refused("v3", "--vocabulary", f"bpe:{size}")
+
+
+@pytest.mark.parametrize("flag", ["--vocabulary", "--data-dir", "--output-dir"])
+def test_an_empty_name_is_refused_and_never_the_default(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        flags.training_parser("v4").parse_args([flag, ""])
+    assert left.value.code == 2
+    assert "is a shell variable empty?" in capsys.readouterr().err

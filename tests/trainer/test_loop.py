@@ -189,6 +189,14 @@ def test_fresh_archives_nothing_when_the_text_is_too_short(said: dict[str, Any],
     assert guard.archived == []
 
 
+def test_fresh_clears_what_a_killed_save_left_under_its_private_name(text: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".checkpoint_5.safetensors.123-0123abcd.tmp"
+    left.write_bytes(b"half a checkpoint")
+    wishes = Wishes("v3", "tiny", {**QUICK, "max_steps": 1}, text=text, vocabulary="bytes", device="cpu", fresh=True)
+    train(wishes, tmp_path / "cache", StandIn(tmp_path), Report(lambda _line: None, terminal=False))
+    assert not left.exists()
+
+
 def test_a_tokenizer_file_is_found_again_from_another_directory(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
