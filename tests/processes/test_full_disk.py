@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import torch
 
 from kssm.checkpoint import load, newest_valid
 from kssm.reserve import NAME
+from solorun import process
+from solorun.owner import Alive
+from tests.guard.stage import label_of
 from tests.processes.conftest import QUICK, Trainers, progress_of, until
 from tests.processes.test_graceful_stop import stop
 from tests.processes.test_torchrun import torchrun
@@ -37,8 +41,25 @@ class SmallDisk:
         if made.returncode:
             pytest.skip("no tmpfs can be mounted here")
 
-    def fill(self) -> None:
-        """Leave not one block."""
+    def fill_between_saves(self, directory: Path) -> None:
+        """Leave not one block, while the run in there stands still between two saves.
+
+        In the midst of one this would take what the reserve gives back, or a pruned checkpoint would make room again.
+        """
+        pid = label_of(directory)
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                until(lambda: is_suspended(pid))
+                beat = progress_of(directory)
+                if beat is not None and beat.phase == "training" and (directory / NAME).exists():
+                    self._fill()
+                    return
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.01)
+
+    def _fill(self) -> None:
         with self.filler.open("ab", buffering=0) as file:
             for size in (1 << 20, 1 << 12):
                 try:
@@ -83,6 +104,11 @@ def events_safely(directory: Path, *names: str) -> list[dict[str, object]]:
     return found
 
 
+def is_suspended(pid: int) -> bool:
+    seen = process.probe(pid)
+    return isinstance(seen, Alive) and seen.state == "T"
+
+
 def is_paused(directory: Path) -> bool:
     beat = progress_of(directory)
     return beat is not None and beat.phase == "paused:-disk-full"
@@ -113,7 +139,7 @@ def test_a_run_pauses_on_a_full_disk_is_killed_stopped_and_goes_on_and_ends_with
 
     background(trainers, directory, "--max-steps", STEPS)
     until(lambda: (directory / NAME).exists(), 300)
-    disk.fill()
+    disk.fill_between_saves(directory)
     until(lambda: is_paused(directory), 300)
     saved = newest(directory)
     row = row_of(directory)
@@ -129,7 +155,7 @@ def test_a_run_pauses_on_a_full_disk_is_killed_stopped_and_goes_on_and_ends_with
 
     background(trainers, directory, "--max-steps", STEPS)
     until(lambda: (directory / NAME).exists(), 300)
-    disk.fill()
+    disk.fill_between_saves(directory)
     until(lambda: is_paused(directory), 300)
     saved = newest(directory)
     said = stop(directory, "--json")
@@ -140,7 +166,7 @@ def test_a_run_pauses_on_a_full_disk_is_killed_stopped_and_goes_on_and_ends_with
 
     background(trainers, directory, "--max-steps", STEPS)
     until(lambda: (directory / NAME).exists(), 300)
-    disk.fill()
+    disk.fill_between_saves(directory)
     until(lambda: is_paused(directory), 300)
     disk.clear()
     until(lambda: is_over(directory), 300)
@@ -159,7 +185,7 @@ def test_ranks_wait_with_rank_0_on_a_full_disk_and_go_on_together(trainers: Trai
     directory.mkdir()
     together = torchrun(trainers, directory, *FLAGS[len(QUICK) :], "--max-steps", "400")
     until(lambda: (directory / NAME).exists(), 300)
-    disk.fill()
+    disk.fill_between_saves(directory)
     until(lambda: is_paused(directory), 300)
     assert newest(directory) == progress_of(directory).step  # type: ignore[union-attr]
     disk.clear()
