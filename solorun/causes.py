@@ -59,7 +59,9 @@ def cause_of_vanishing(record: RunRecord, here: Here, evidence: str) -> tuple[Ca
         here: this machine and boot.
         evidence: what the kernel tells of memory that ran out for a process of it.
     """
-    if record.boot and record.boot != here.boot and record.host == here.host:
+    if record.boot and record.boot != here.boot:
+        if record.host != here.host:  # what this kernel tells is of other processes with its numbers
+            return "vanished", f"host {record.host}, where it ran, is gone"
         return "power loss", "the machine was restarted while it ran"
     if evidence:
         return "out of memory", f"kernel: {evidence}"

@@ -122,7 +122,7 @@ def _found_dead(directory: int, last: RunRecord, events: list[dict[str, Any]], h
     own = [event for event in events if event.get("run_id") == last.run_id]
     pids = {last.pid, *(pid for event in own if isinstance(pid := event.get("pid"), int))}
     cause, why = cause_of_vanishing(last, here, "")
-    if cause == "vanished" and (evidence := MemoryDeaths().evidence(pids, last.started)):
+    if cause == "vanished" and last.host == here.host and (evidence := MemoryDeaths().evidence(pids, last.started)):
         cause, why = cause_of_vanishing(last, here, evidence)
     killer = next((event for event in own if event["event"] == "killed"), None)
     # Who was asked after the run had died, such as an orphan of it, is not the run.

@@ -21,7 +21,16 @@ from solorun.refusal import refusal
 from solorun.remedy import Policy, mixed
 from solorun.rundir import checkpoint_files
 from solorun.runstate import Elsewhere, Idle, Left, Running
-from solorun.scenario import AbandonedContainer, Facts, Fighting, HungRun, OrphanedWorkers, Scenario, Unguarded
+from solorun.scenario import (
+    AbandonedContainer,
+    AbandonedHost,
+    Facts,
+    Fighting,
+    HungRun,
+    OrphanedWorkers,
+    Scenario,
+    Unguarded,
+)
 from solorun.settings import Settings
 from solorun.status import examine
 from solorun.stop import StillRunning, StopPolicy, stop
@@ -273,7 +282,7 @@ class _Recovery:
         return [one for one in find(self.directory, self.clock()) if process_of_it not in one.members]
 
     def _tidy(self, held: lock.DirectoryLock, fought_over: tuple[Damaged, ...]) -> Outcome:
-        cleared = self._clear_abandoned(held) if isinstance(self.found, AbandonedContainer) else None
+        cleared = self._clear_abandoned(held)
         standing = lock.make_way(held, last_run_id)
         if standing is not None:
             return Blocked(self._refusal(standing))
@@ -292,9 +301,10 @@ class _Recovery:
     def _clear_abandoned(self, held: lock.DirectoryLock) -> Stale | None:
         label = read_label(held.fd)
         owner = read_owner(held.fd)
-        if not isinstance(self.found, AbandonedContainer) or owner != self.found.owner:
+        if not isinstance(self.found, AbandonedContainer | AbandonedHost) or owner != self.found.owner:
             return None
-        stale = Stale(label if isinstance(label, Label) else None, "the container of its run is gone")
+        what = "container" if isinstance(self.found, AbandonedContainer) else f"host {owner.process.here.host}"
+        stale = Stale(label if isinstance(label, Label) else None, f"the {what} of its run is gone")
         return stale if clear(held.fd, stale) else None
 
     def _prove(self, aside: Path | None, files: tuple[Damaged, ...]) -> Outcome:

@@ -21,9 +21,11 @@ def refusal(path: Path, found: lock.Refusal | Verdict, now: float) -> SolorunErr
     if isinstance(found, Unknown):
         return Refused(f"{str(path)!r}: {found.reason}", f"look at it: ls -la {quoted}")
     if isinstance(found, Foreign):
+        host = found.owner.process.here.host
         return Refused(
             f"{str(path)!r} belongs to another place: {found.reason}",
-            f"ask on host {found.owner.process.here.host}: solorun status {quoted}",
+            f"ask on host {host}: solorun status {quoted}\n"
+            f"        gone for good? solorun recover {quoted} --gone-host {shell_word(host)}",
             _who(found.owner, now),
         )
     if isinstance(found, lock.Survivors):

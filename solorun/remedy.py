@@ -9,6 +9,7 @@ from solorun.grouping import Claimant
 from solorun.rundir import EVENTS, LABEL, LOG, METRICS, OUTPUT, OWNER, PID, PROGRESS, RUN
 from solorun.scenario import (
     AbandonedContainer,
+    AbandonedHost,
     Fighting,
     Healthy,
     HungRun,
@@ -107,6 +108,8 @@ def plan(found: Scenario, policy: Policy, files: tuple[Damaged, ...]) -> tuple[S
             return (*aside, Prove())
         case AbandonedContainer():
             return (Clear("the container that it tells of is gone"), *aside, Prove())
+        case AbandonedHost(owner):
+            return (Clear(f"host {owner.process.here.host} is gone for good, as you say"), *aside, Prove())
         case HungRun(claimant):
             ending: tuple[Step, ...] = (Ask((claimant,)), Wait(policy.hung_s), Force(policy.kill, term=policy.kill))
         case Fighting(claimants):

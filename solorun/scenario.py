@@ -10,6 +10,7 @@ from solorun.owner import Foreign as OwnedElsewhere
 from solorun.owner import Here, Owner, Unknown, Verdict
 from solorun.runstate import (
     Contested,
+    Elsewhere,
     Hung,
     Idle,
     Left,
@@ -21,7 +22,10 @@ from solorun.runstate import (
     detail,
 )
 from solorun.torn import Damaged
-from solorun.wording import ask_to_clear, command_line
+from solorun.wording import ago, ask_to_clear, command_line, shell_word
+
+QUIET_S = 600.0
+"""A run that told of itself within this time lives, whatever is said of its host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,14 @@ class AbandonedContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class AbandonedHost:
+    """The record of a host that is gone for good. A person says so: nothing contradicts it, and nothing proves it."""
+
+    owner: Owner
+    proofs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TornFiles:
     """No run and no lock, but files that no run should read."""
 
@@ -112,6 +124,7 @@ Scenario = (
     | OrphanedWorkers
     | Unguarded
     | AbandonedContainer
+    | AbandonedHost
     | TornFiles
     | OutOfReach
 )
@@ -119,7 +132,8 @@ Scenario = (
 NAMES: Mapping[type[Scenario], str] = {
     NothingToDo: "nothing to do", Healthy: "healthy", StaleLock: "stale lock", HungRun: "hung run",
     Fighting: "fighting", OrphanedWorkers: "orphaned workers", Unguarded: "unguarded run",
-    AbandonedContainer: "abandoned container", TornFiles: "torn files", OutOfReach: "out of reach",
+    AbandonedContainer: "abandoned container", AbandonedHost: "abandoned host", TornFiles: "torn files",
+    OutOfReach: "out of reach",
 }  # fmt: skip
 
 
@@ -148,11 +162,18 @@ class Facts:
     here: Here
 
 
-def diagnose(facts: Facts) -> Scenario:
-    """Name the scenario that the facts show."""
+def diagnose(facts: Facts, gone: str = "") -> Scenario:
+    """Name the scenario that the facts show.
+
+    Args:
+        facts: what was seen.
+        gone: a host that is gone for good, as a person says; empty where nothing was said.
+    """
     verdict = facts.verdict
     if isinstance(verdict, OwnedElsewhere):
-        return _elsewhere(facts, verdict)
+        return _elsewhere(facts, verdict, gone)
+    if gone:
+        return OutOfReach(f"its lock does not tell of host {gone}", "leave --gone-host out")
     if isinstance(verdict, Unknown):
         return OutOfReach(verdict.reason, "")
     if isinstance(facts.state, Unreadable):
@@ -178,18 +199,17 @@ def _of_whom(facts: Facts) -> tuple[str, ...]:
     )
 
 
-def _elsewhere(facts: Facts, verdict: OwnedElsewhere) -> Scenario:
+def _elsewhere(facts: Facts, verdict: OwnedElsewhere, gone: str) -> Scenario:
     owner = verdict.owner
     place = owner.process.here
-    ask_there = f"ask on host {place.host}, where its PID means something"
     if not facts.here.boot or place.boot != facts.here.boot:
-        return OutOfReach(verdict.reason, ask_there)
+        return _on_another_host(facts, owner, verdict.reason, gone)
     if facts.claimants:
         reason = "its run lives in a container of this machine"
         return OutOfReach(reason, "end it from within its container", _of_whom(facts))
     if facts.disk:
         reason = f"{verdict.reason}, and on a {facts.disk} file system the kernel's lock proves nothing"
-        return OutOfReach(reason, ask_there)
+        return _on_another_host(facts, owner, reason, gone)
     if facts.is_locked:
         reason = "its run lives in another PID namespace (container) of this machine: the kernel's lock is held"
         return OutOfReach(reason, "end it from within its container")
@@ -199,6 +219,31 @@ def _elsewhere(facts: Facts, verdict: OwnedElsewhere) -> Scenario:
             f"run {owner.run_id} was started in another PID namespace (container) of host {place.host}",
             "this is the same boot of the same kernel, and the directory is on a local disk",
             "nobody holds the kernel's lock on the directory, in any namespace: no process of the run is left",
+        ),
+    )
+
+
+def _on_another_host(facts: Facts, owner: Owner, reason: str, gone: str) -> Scenario:
+    """A host that nobody calls gone may live; one that does something, or whose lock is held, does."""
+    host = owner.process.here.host
+    ask_there = f"ask on host {host}, where its PID means something"
+    if gone != host:
+        return OutOfReach(reason, f"{ask_there}; is that host gone for good, add --gone-host {shell_word(host)}")
+    if facts.claimants:
+        reason = f"its record tells of host {host}, but processes here work in it"
+        return OutOfReach(reason, "end them first, each by its PID", _of_whom(facts))
+    if facts.is_locked:
+        return OutOfReach(f"host {host} is not gone: a process holds the kernel's lock on it", ask_there)
+    seen = facts.state.seen_s if isinstance(facts.state, Elsewhere) else None
+    if seen is not None and seen < QUIET_S:
+        return OutOfReach(f"host {host} is not gone: its run told of itself {ago(seen)} ago", ask_there)
+    sign = "it never told how far it was" if seen is None else f"it told of itself last {ago(seen)} ago"
+    return AbandonedHost(
+        owner,
+        (
+            f"run {owner.run_id} was started on host {host}; {sign}",
+            "no process here works in it, and nobody holds the kernel's lock, as far as this file system tells",
+            f"that host {host} is gone for good is your word alone: does it live, two runs will write here at once",
         ),
     )
 

@@ -11,6 +11,7 @@ from solorun.process import signal_name
 from solorun.remedy import Ask, Clear, Force, Prove, PutAside, Step, Wait
 from solorun.scenario import (
     AbandonedContainer,
+    AbandonedHost,
     Fighting,
     Healthy,
     HungRun,
@@ -63,6 +64,8 @@ def _headline(found: Scenario) -> str:
             return "UNGUARDED RUN: it trains here without the lock, and the next start would fight it"
         case AbandonedContainer():
             return "ABANDONED CONTAINER: the lock of a container that is gone"
+        case AbandonedHost(owner):
+            return f"ABANDONED HOST: the lock of host {owner.process.here.host}, which is gone for good, as you say"
         case TornFiles():
             return "TORN FILES: no run and no lock, but files that no run should read"
         case OutOfReach():
@@ -87,7 +90,7 @@ def evidence_of(found: Scenario) -> list[str]:
             lines = [proof]
         case HungRun(proof=proof):
             lines = [proof]
-        case AbandonedContainer(proofs=proofs) | OutOfReach(proofs=proofs):
+        case AbandonedContainer(proofs=proofs) | AbandonedHost(proofs=proofs) | OutOfReach(proofs=proofs):
             lines = list(proofs)
         case _:
             lines = []

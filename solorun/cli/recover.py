@@ -18,7 +18,7 @@ from solorun.errors import BadUsage, Held, Refused, SolorunError, StillRunning
 from solorun.grouping import Claimant
 from solorun.recover import Blocked, Outcome, Recovered, StillAlive
 from solorun.remedy import FIGHT_S, Policy, Step, plan
-from solorun.scenario import NAMES, AbandonedContainer, HungRun, OutOfReach, Scenario, diagnose
+from solorun.scenario import NAMES, AbandonedContainer, AbandonedHost, HungRun, OutOfReach, Scenario, diagnose
 from solorun.status import wall_clock
 from solorun.torn import Damaged
 from solorun.wording import printable
@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grace", type=float, metavar="S", help="seconds to wait after asking (default 60 for a hung run, else 30)"
     )
+    parser.add_argument(
+        "--gone-host", metavar="HOST", default="",
+        help="the lock tells of this host, or container, and it is gone for good: clear what it left",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="for programs; needs --yes or --dry-run")
     parser.set_defaults(run=run)
 
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         kill=arguments.kill,
     )
     facts = recover.look(directory, wall_clock(), settings)
-    found = diagnose(facts)
+    found = diagnose(facts, arguments.gone_host)
     files = recover.spoiled(directory, found, facts.files)
     steps = plan(found, policy, files)
     if not arguments.json:
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not _may(arguments, directory, found):
         print("nothing was changed")
         return 4
-    again = diagnose(recover.look(directory, wall_clock(), settings))
+    again = diagnose(recover.look(directory, wall_clock(), settings), arguments.gone_host)
     if _who(again) != _who(found):
         raise StillRunning(
             f"{typed(directory)}: it changed meanwhile: {NAMES[type(again)]}", "look again: " + _again(directory)
@@ -94,15 +98,16 @@ def _may(arguments: argparse.Namespace, directory: Path, found: Scenario) -> boo
             f"{typed(directory)}: nothing was changed; without a terminal it takes --yes",
             f"read the plan, then: {_again(directory)} --yes",
         )
-    grave = isinstance(found, AbandonedContainer)
+    grave = {AbandonedContainer: "is that container gone?", AbandonedHost: "is that host gone for good?"}
+    question = grave.get(type(found))
     try:
         # What was typed before the plan could be read is no answer to it.
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
-        answer = input("is that container gone? type yes to clear: " if grave else "go on? [y/N] ").strip().lower()
+        answer = input(f"{question} type yes to clear: " if question else "go on? [y/N] ").strip().lower()
     except EOFError:
         print()
         return False
-    return answer == "yes" or (answer == "y" and not grave)
+    return answer == "yes" or (answer == "y" and not question)
 
 
 def _finish(directory: Path, found: Scenario, policy: Policy, outcome: Outcome, *, quiet: bool) -> int:

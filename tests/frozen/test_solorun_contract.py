@@ -126,7 +126,7 @@ def test_the_keys_of_recover_as_json(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     assert set(NAMES.values()) >= {
         "nothing to do", "healthy", "stale lock", "hung run", "fighting", "orphaned workers", "unguarded run",
-        "abandoned container", "torn files", "out of reach",
+        "abandoned container", "abandoned host", "torn files", "out of reach",
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from solorun.runstate import Contested, Elsewhere, Hung, Idle, Left, Orphaned, R
 from solorun.scenario import (
     NAMES,
     AbandonedContainer,
+    AbandonedHost,
     Facts,
     Fighting,
     Healthy,
@@ -94,13 +95,43 @@ TABLE: list[tuple[Facts, type[Scenario]]] = [
 ]
 
 
+ON_FAR = replace(OWNER, process=ProcessId(Here("far", "far/1", "another boot", "here"), 1, 1))
+FAR = facts(Elsewhere(ON_FAR, 700.0), Foreign(ON_FAR, "on host far"))
+SAID_GONE: list[tuple[Facts, str, type[Scenario]]] = [
+    (FAR, "", OutOfReach),
+    (FAR, "near", OutOfReach),
+    (FAR, "far", AbandonedHost),
+    (replace(FAR, state=Elsewhere(ON_FAR, None)), "far", AbandonedHost),
+    (replace(FAR, disk="nfs4"), "far", AbandonedHost),
+    (replace(FAR, here=replace(HERE, boot="")), "far", AbandonedHost),
+    (replace(FAR, state=Elsewhere(ON_FAR, 599.0)), "far", OutOfReach),
+    (replace(FAR, is_locked=True), "far", OutOfReach),
+    (replace(FAR, claimants=(ONE,)), "far", OutOfReach),
+    (ABANDONED, "studio", AbandonedContainer),
+    (replace(ABANDONED, is_locked=True), "studio", OutOfReach),
+    (replace(ABANDONED, disk="nfs4"), "studio", AbandonedHost),
+    (facts(Hung(OWNER, None, "state T"), HELD, ONE), "studio", OutOfReach),
+    (facts(Left(None, "dead"), STALE), "studio", OutOfReach),
+]
+
+
+@pytest.mark.parametrize(("seen", "gone", "named"), SAID_GONE)
+def test_what_a_host_left_is_abandoned_where_it_is_said_to_be_gone_and_nothing_contradicts_that(
+    seen: Facts, gone: str, named: type[Scenario]
+) -> None:
+    found = diagnose(seen, gone)
+    assert type(found) is named
+    if not gone and isinstance(found, OutOfReach):
+        assert "is that host gone for good, add --gone-host far" in found.next_step
+
+
 @pytest.mark.parametrize(("seen", "named"), TABLE)
 def test_the_scenario_of_each_set_of_facts(seen: Facts, named: type[Scenario]) -> None:
     assert type(diagnose(seen)) is named
 
 
 def test_every_scenario_is_in_the_table_and_has_a_name() -> None:
-    assert {named for _, named in TABLE} == set(NAMES)
+    assert {named for _, named in TABLE} | {AbandonedHost} == set(NAMES)
 
 
 def test_a_run_that_is_still_busy_is_not_called_certain() -> None:
@@ -124,6 +155,7 @@ ENDING = [Ask, Wait, Force, Clear]
         (OutOfReach("far", ""), []),
         (StaleLock("dead"), [Clear]),
         (AbandonedContainer(IN_CONTAINER, ()), [Clear]),
+        (AbandonedHost(IN_CONTAINER, ()), [Clear]),
         (TornFiles(TORN), []),
         (HungRun(ONE, "T", certain=True), ENDING),
         (HungRun(ONE, "busy", certain=False), ENDING),

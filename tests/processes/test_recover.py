@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from solorun import process
-from solorun.owner import Gone, Here, encode_owner
+from solorun.owner import Gone, Here, decode_owner, encode_owner
 from solorun.recover import look
 from solorun.scenario import diagnose
 from solorun.settings import Settings
@@ -302,8 +302,31 @@ def test_a_run_of_another_host_is_refused_and_untouched(spawn: Spawner, results:
     away = replace(me, here=Here("far", "far/1", "another boot", "pid:[1]"))
     (results / "training.owner.json").write_bytes(encode_owner(owner_of(results, away)))
     before = snapshot(results)
-    assert "far" in recover(spawn, results, "--yes", "--kill", code=7)
+    assert "--gone-host far" in recover(spawn, results, "--yes", "--kill", code=7)
+    assert "--gone-host far" in recover(spawn, results, "--yes", "--gone-host", "near", code=7)
     assert snapshot(results) == before
+
+
+def test_what_a_host_left_that_is_gone_for_good_is_cleared_when_a_person_says_so(spawn: Spawner, results: Path) -> None:
+    child = spawn.python(HOLDING, results)
+    child.wait_for("holding")
+    child.signal(signal.SIGKILL)
+    child.wait()
+    owner = decode_owner((results / "training.owner.json").read_bytes())
+    away = replace(owner.process, here=replace(owner.process.here, host="far", machine="far/1", boot="another boot"))
+    (results / "training.owner.json").write_bytes(encode_owner(replace(owner, process=away)))
+    before = snapshot(results)
+    assert "far is not gone: its run told of itself" in recover(spawn, results, "--yes", "--gone-host", "far", code=7)
+    assert snapshot(results) == before
+    (results / "progress").unlink()
+    told = recover(spawn, results, "--dry-run", "--gone-host", "far", code=4)
+    assert "ABANDONED HOST" in told
+    assert "your word alone" in told
+    assert names(results) >= {"training.lock", "training.owner.json"}
+    recover(spawn, results, "--gone-host", "far", code=2)
+    recover(spawn, results, "--yes", "--gone-host", "far")
+    assert names(results).isdisjoint({"training.lock", "training.owner.json"})
+    start_works(spawn, results)
 
 
 unshare = pytest.mark.skipif(
