@@ -228,7 +228,7 @@ def _on_another_host(facts: Facts, owner: Owner, reason: str, gone: str) -> Scen
     host = owner.process.here.host
     ask_there = f"ask on host {host}, where its PID means something"
     if gone != host:
-        return OutOfReach(reason, f"{ask_there}; is that host gone for good, add --gone-host {shell_word(host)}")
+        return OutOfReach(reason, f"{ask_there}; if that host is gone for good, add --gone-host {shell_word(host)}")
     if facts.claimants:
         reason = f"its record tells of host {host}, but processes here work in it"
         return OutOfReach(reason, "end them first, each by its PID", _of_whom(facts))
@@ -243,7 +243,7 @@ def _on_another_host(facts: Facts, owner: Owner, reason: str, gone: str) -> Scen
         (
             f"run {owner.run_id} was started on host {host}; {sign}",
             "no process here works in it, and nobody holds the kernel's lock, as far as this file system tells",
-            f"that host {host} is gone for good is your word alone: does it live, two runs will write here at once",
+            f"that host {host} is gone for good is your word alone: if it lives, two runs will write here at once",
         ),
     )
 

@@ -122,7 +122,7 @@ def test_what_a_host_left_is_abandoned_where_it_is_said_to_be_gone_and_nothing_c
     found = diagnose(seen, gone)
     assert type(found) is named
     if not gone and isinstance(found, OutOfReach):
-        assert "is that host gone for good, add --gone-host far" in found.next_step
+        assert "if that host is gone for good, add --gone-host far" in found.next_step
 
 
 @pytest.mark.parametrize(("seen", "named"), TABLE)
