@@ -121,7 +121,7 @@ class Lifecycles(RuleBasedStateMachine):
         place.over |= {run for run, _ in place.runs}
         place.runs.append((run_id, parent))
         place.live, place.label, place.copied_from, place.born = run_id, True, None, place.path
-        place.record = json.dumps(self.world.hosts[player.host])
+        place.record, place.robbed = json.dumps(self.world.hosts[player.host]), False
         player.holds, player.run_id = place, run_id
 
     def _expected(self, player: Player, place: Place) -> set[int]:
@@ -214,6 +214,9 @@ class Lifecycles(RuleBasedStateMachine):
             named = player.command or player.pid
             until("a label put back", lambda: _text(label) == str(named))
             place.label = True
+            if place.robbed:
+                until("a record put back", (place.path / "training.owner.json").exists)
+                place.record, place.robbed = json.dumps(self.world.hosts[player.host]), False
 
     @precondition(lambda self: self._plain())
     @rule(who=_ANY, descriptor=st.booleans())
@@ -273,6 +276,7 @@ class Lifecycles(RuleBasedStateMachine):
         if garbage:
             label.write_text("it was me\n")
         player = self.world.holder(place)
+        place.robbed = player is not None
         if player is not None and not player.suspended:
             self._notices(player)
 

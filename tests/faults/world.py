@@ -39,6 +39,8 @@ class Place:
     label: bool = False
     record: str = ""
     """From which host or namespace the record that stands here is; empty when none stands."""
+    robbed: bool = False
+    """Its run has yet to find its label gone; it puts the record back with it."""
     copied_from: Place | None = None
     """Label and record, if there are some, and run.json were copied, and nothing has run here since."""
     born: Path = Path()

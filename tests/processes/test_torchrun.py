@@ -14,7 +14,8 @@ import pytest
 
 from kssm.checkpoint import newest_valid
 from solorun import process
-from solorun.owner import ProcessId
+from solorun.label import look
+from solorun.owner import Held, ProcessId
 from tests.guard.stage import label_of, whole_rows
 from tests.processes.conftest import QUICK, ROOT, Trainers, free_port, progress_of, until
 
@@ -65,8 +66,12 @@ class Pack:
     def trains(self) -> bool:
         assert self.torchrun.poll() is None, self.torchrun.communicate()[0]
         beat = progress_of(self.directory)
-        ours = label_of(self.directory) and beat and beat.run_id == record(self.directory)["run_id"]
-        return bool(ours and beat and beat.phase == "training" and beat.step > beat.first_step)
+        if not (label_of(self.directory) and beat):
+            return False
+        found = look(self.directory)  # run.json and heartbeat may both still tell of the run before
+        owner = found.owner if isinstance(found, Held) else None
+        is_this_run = owner is not None and owner.run_id == beat.run_id == record(self.directory)["run_id"]
+        return is_this_run and beat.phase == "training" and beat.step > beat.first_step
 
     def is_held(self) -> bool:
         return (self.directory / "training.lock").exists()
