@@ -358,8 +358,13 @@ class Lifecycles(RuleBasedStateMachine):
         holder = self.world.holder(place)
         return place.label and bool(
             (holder and (not holder.suspended or _text(place.path / "training.lock") == str(holder.pid)))
-            or any(one.in_label for one in self.world.lock_keepers(place))
+            or any(self._is_in_the_label(one) for one in self.world.lock_keepers(place))
         )
+
+    @staticmethod
+    def _is_in_the_label(one: Orphan) -> bool:
+        """Whether a command without its supervisor is still told: nobody puts its label back."""
+        return one.in_label and _text(one.place.path / "training.lock") == str(one.pid)
 
     def _names_somebody(self, place: Place) -> bool:
         text = _text(place.path / "training.lock")
@@ -478,7 +483,7 @@ class Lifecycles(RuleBasedStateMachine):
                 return {"hung"}
             return {"running", "silent", "hung"} if holder.command or holder.old else {"running", "silent"}
         keepers = world.lock_keepers(place)
-        if any(one.in_label for one in keepers) and (place.label or place.record):
+        if any(self._is_in_the_label(one) or (one.in_label and place.record) for one in keepers):
             return {"running", "silent", "hung"}
         if keepers or world.bare_orphans(place, world.observer):
             return {"orphaned"}
