@@ -110,6 +110,7 @@ def await_start(listener: Listener, is_alive: Callable[[], bool]) -> Started | W
     Raises:
         SolorunError: it failed, with the reason from there.
     """
+    is_over = False
     while True:
         match listener.hear(0.5):
             case Failed() as failed:
@@ -119,10 +120,12 @@ def await_start(listener: Listener, is_alive: Callable[[], bool]) -> Started | W
             case Holding() as holding:
                 over = listener.hear(FIRST_STEPS_S)
                 return Started(holding, over if isinstance(over, Over) else None)
-            case _ if not is_alive():
+            case _ if is_over:
                 raise DirectoryProblem(
                     "the start ended before it could say how", "start in the foreground to see why it does"
                 )
+            case _:  # heard once more: it may say how, and end, between the two looks
+                is_over = not is_alive()
 
 
 def _go_into_background(

@@ -28,6 +28,7 @@ _ENVIRONMENT = "environment.json"
 _REPORTS = "reports"
 _OF_THE_PANE = ("TMUX", "TMUX_PANE", "TERM", "TERM_PROGRAM", "TERM_PROGRAM_VERSION", "COLORTERM")
 _TIMEOUT_S = 10.0
+_NO_ANSWER = 124
 _NAMES = 9
 _SIZE = ("-x", "160", "-y", "48")
 
@@ -117,8 +118,8 @@ def enter_pane(place: Path, environment: Mapping[str, str]) -> tuple[dict[str, s
 
 
 def has_session(session: TmuxSession) -> bool:
-    """Whether a session lives."""
-    return _tmux("has-session", "-t", f"={session.name}", socket=session.socket).returncode == 0
+    """Whether a session lives; a server that does not answer for the moment has not ended it."""
+    return _tmux("has-session", "-t", f"={session.name}", socket=session.socket).returncode in (0, _NO_ANSWER)
 
 
 def enter_command(session: TmuxSession, environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -138,4 +139,4 @@ def _tmux(*words: str, socket: str = "") -> subprocess.CompletedProcess[str]:
             check=False, env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"it did not answer within {_TIMEOUT_S:g} s")
+        return subprocess.CompletedProcess(command, _NO_ANSWER, "", f"it did not answer within {_TIMEOUT_S:g} s")

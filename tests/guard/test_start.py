@@ -15,8 +15,10 @@ import pytest
 import solorun
 from solorun import process, supervisor
 from solorun.errors import BadUsage, DirectoryProblem
+from solorun.handshake import Listener, failure, teller
 from solorun.launch import plan_command
 from solorun.lock import Busy, enter
+from solorun.start import await_start
 from solorun.stopping import SAME_REQUEST_S
 
 from .stage import PYTHON, Child, Spawner, Terminal, events, label_of, names, quoted, run_record, snapshot, wait_until
@@ -494,3 +496,21 @@ def test_a_closed_terminal_stops_the_run_gracefully(terminal: Callable[..., Term
     wait_until(lambda: "Released lock" in log(results))
     assert "got SIGHUP" in log(results)
     screen.wait()
+
+
+def test_what_a_start_in_a_session_says_between_two_looks_before_it_ends_is_heard() -> None:
+    hearing, telling = os.pipe()
+    listener = Listener(hearing)
+
+    def says_why_and_ends() -> bool:
+        teller(telling)(failure(BadUsage("cannot execute it", "")))
+        return False
+
+    try:
+        with pytest.raises(BadUsage, match="cannot execute it"):
+            await_start(listener, says_why_and_ends)
+        with pytest.raises(DirectoryProblem, match="before it could say how"):
+            await_start(listener, lambda: False)
+    finally:
+        listener.close()
+        os.close(telling)
