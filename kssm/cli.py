@@ -116,9 +116,7 @@ def _leave(code: int) -> NoReturn:
 
     Rank 0 leaves first, also at the end of a whole run, so that the others' group always falls apart.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
+    _let_go_of_output()
     os._exit(code)
 
 

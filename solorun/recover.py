@@ -299,9 +299,10 @@ class _Recovery:
         return self._prove(aside, files)
 
     def _clear_abandoned(self, held: lock.DirectoryLock) -> Stale | None:
-        label = read_label(held.fd)
-        owner = read_owner(held.fd)
-        if not isinstance(self.found, AbandonedContainer | AbandonedHost) or owner != self.found.owner:
+        if not isinstance(self.found, AbandonedContainer | AbandonedHost):
+            return None
+        label, owner = read_label(held.fd), read_owner(held.fd)
+        if owner is None or owner != self.found.owner:
             return None
         what = "container" if isinstance(self.found, AbandonedContainer) else f"host {owner.process.here.host}"
         stale = Stale(label if isinstance(label, Label) else None, f"the {what} of its run is gone")
